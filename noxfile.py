@@ -75,7 +75,7 @@ PACKAGES = [CORE, *(Package(p.parent) for p in sorted(ROOT.glob("packages/*/pypr
 BENCHES = [p for p in PACKAGES if (p.path / "benchmarks").is_dir()]
 each_package = nox.parametrize("package", [nox.param(p, id=p.name) for p in PACKAGES])
 each_dependant = nox.parametrize("package", [nox.param(p, id=p.name) for p in PACKAGES[1:]])
-each_bench = nox.parametrize("package", [nox.param(p, id=p.name) for p in BENCHES])
+each_bench = nox.parametrize("package", [nox.param(p, id=p.name) for p in BENCHES or [CORE]])
 
 
 def _reveal_interpreters() -> None:
@@ -285,6 +285,8 @@ def docs(session: nox.Session) -> None:
 @each_bench
 def bench(session: nox.Session, package: Package) -> None:
     """Time ours and the peers. Arguments after `--` go to the package's `python -m benchmarks`."""
+    if package not in BENCHES:
+        session.skip("no package has benchmarks")
     peers = package.path / "benchmarks" / "requirements.txt"
     # pip users may keep wheels on disk (a CPU build of torch, say); uv reads its own variable only.
     links = os.environ.get("PIP_FIND_LINKS")
