@@ -1,0 +1,27 @@
+"""Entropic optimal transport to machine precision, by Sinkhorn-Newton-Sparse."""
+
+from ._geometry import AbstractGeometry, DenseCost, PointCloud, rescale_cost
+from ._problem import EntropicOT
+from ._results import RESULTS
+from ._sinkhorn import Sinkhorn
+from ._sns import SNS
+from ._solution import Solution
+from ._solve import solve
+from ._solver import AbstractSolver
+from ._sparse_newton import SparseNewton
+
+
+__all__ = [
+    "AbstractGeometry",
+    "AbstractSolver",
+    "DenseCost",
+    "EntropicOT",
+    "PointCloud",
+    "RESULTS",
+    "SNS",
+    "Sinkhorn",
+    "Solution",
+    "SparseNewton",
+    "rescale_cost",
+    "solve",
+]

@@ -1,0 +1,126 @@
+r"""How potentials and values are differentiated: at the solution, never through the iterations.
+
+Potentials follow from the implicit function theorem on the semi-dual's optimality condition
+$a - P 1 = 0$, whose Jacobian is $S / \varepsilon$. The value follows from the envelope theorem
+(Danskin), without any linear solve: $\partial V / \partial C = P$, $\partial V / \partial a = f$,
+$\partial V / \partial b = g$ and
+$\partial V / \partial \varepsilon = -\sum P - \sum P (C - f - g) / \varepsilon$.
+"""
+
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jaxtyping import Array, Float, PyTree
+
+from ._custom_types import FloatScalar
+from ._newton import schur_diagonal
+from ._results import RESULTS
+from ._scaling import anchor, Dense, weighted_sum
+from ._solver import AbstractSolver
+
+
+def potential(
+    problem: Dense,
+    solver: AbstractSolver,
+    f: Float[Array, " n"] | None,
+    max_steps: int,
+    adjoint: optx.AbstractAdjoint,
+) -> tuple[Float[Array, " n"], tuple[RESULTS, dict[str, Array]]]:
+    """Run the solver, and give the row potential that it finds its implicit derivative.
+
+    The gauge is fixed by a zero mean. Rows without mass get a zero, in place of $-\\infty$.
+    """
+    inputs = (problem, solver, f, max_steps)
+    scaled, (scale, outcome) = adjoint.apply(
+        _run, _optimality, inputs, frozenset({_PSD, _SYMMETRIC})
+    )
+    return scaled / jax.lax.stop_gradient(scale), outcome
+
+
+def _run(inputs: PyTree) -> tuple[Array, PyTree]:
+    problem, solver, f, max_steps = inputs
+    outcome = solver.run(problem, f, max_steps)
+    has_mass = problem.a > 0
+    f = jnp.where(has_mass, outcome.f, 0)
+    mean = jnp.sum(f) / jnp.sum(has_mass)
+    f = jnp.where(has_mass, f - mean, 0)
+    # Scaling unknowns and equations by the root of the diagonal is Jacobi preconditioning that
+    # any linear solver profits from.
+    scale = jnp.sqrt(schur_diagonal(problem, anchor(problem, f)))
+    return scale * f, (scale, (outcome.result, outcome.stats))
+
+
+def _optimality(root: Array, residual: PyTree, inputs: PyTree) -> Array:
+    problem: Dense = inputs[0]
+    scale = jax.lax.stop_gradient(residual[0])
+    f = root / scale
+    has_mass = problem.a > 0
+    g = column_potential(problem, f)
+    exponent = jnp.where(
+        has_mass[:, None], (f[:, None] + g[None, :] - problem.cost) / problem.epsilon, -jnp.inf
+    )
+    rows = jnp.sum(jnp.exp(exponent), axis=1)
+    # Masses that differ would leave no solution to differentiate: only the shape of `a` counts.
+    a = problem.a * (jnp.sum(problem.b) / jnp.sum(problem.a))
+    # The Jacobian is S plus this rank-one term, which fixes the gauge: nonsingular, and of the
+    # same magnitude as S.
+    gauge = jnp.sum(jnp.where(has_mass, f, 0)) * jnp.sum(problem.a) / problem.a.size**2
+    return jnp.where(has_mass, (problem.epsilon * (rows - a) + gauge) / scale, root)
+
+
+def column_potential(problem: Dense, f: Float[Array, " n"]) -> Float[Array, " m"]:
+    r"""The exact maximiser $g_j = \varepsilon (\log b_j - \log \sum_i \exp((f_i - C_{ij})/\varepsilon))$.
+
+    Columns without mass get what an infinitesimal mass would leave of it, with a zero derivative
+    in `b`; the driver replaces it.
+    """
+    exponent = (f[:, None] - problem.cost) / problem.epsilon
+    exponent = jnp.where((problem.a > 0)[:, None], exponent, -jnp.inf)
+    positive = problem.b > 0
+    log_b = jnp.log(jnp.where(positive, problem.b, 1))
+    g = problem.epsilon * (log_b - jax.nn.logsumexp(exponent, axis=0))
+    return jnp.where(positive, g, -jnp.inf)
+
+
+@jax.custom_jvp
+def value(
+    cost: Float[Array, "n m"],
+    a: Float[Array, " n"],
+    b: Float[Array, " m"],
+    epsilon: FloatScalar,
+    f: Float[Array, " n"],
+    g: Float[Array, " m"],
+) -> FloatScalar:
+    r"""The dual value at potentials whose columns are exact, so that $\sum P = \sum b$."""
+    del cost
+    return weighted_sum(a, f) + weighted_sum(b, g) - epsilon * jnp.sum(b)
+
+
+@value.defjvp
+def _value_jvp(primals, tangents):
+    # Stationarity in (f, g) makes their tangents drop out. They stay differentiable here, so a
+    # second derivative sees them.
+    *data, f, g = primals
+    tangent = jax.jvp(lambda *d: _dual(*d, f, g), data, tangents[:4])[1]
+    return value(*primals), tangent
+
+
+def _dual(
+    cost: Array, a: Array, b: Array, epsilon: Array, f: Array, g: Array
+) -> FloatScalar:
+    plan = plan_matrix(cost, epsilon, f, g)
+    return weighted_sum(a, f) + weighted_sum(b, g) - epsilon * jnp.sum(plan)
+
+
+def plan_matrix(
+    cost: Float[Array, "n m"],
+    epsilon: FloatScalar,
+    f: Float[Array, " n"],
+    g: Float[Array, " m"],
+) -> Float[Array, "n m"]:
+    """$P_{ij} = \\exp((f_i + g_j - C_{ij}) / \\varepsilon)$, zero with zero derivatives without mass."""
+    has_mass = jnp.isfinite(f)[:, None] & jnp.isfinite(g)[None, :]
+    f = jnp.where(jnp.isfinite(f), f, 0)
+    g = jnp.where(jnp.isfinite(g), g, 0)
+    exponent = (f[:, None] + g[None, :] - cost) / epsilon
+    return jnp.where(has_mass, jnp.exp(jnp.where(has_mass, exponent, 0)), 0)

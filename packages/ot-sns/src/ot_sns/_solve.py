@@ -1,0 +1,147 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from implicit_core.implicit import ImplicitAdjoint
+from implicit_core.krylov import PCG
+from jaxtyping import Array, Float
+
+from ._check import as_float, require
+from ._derivative import column_potential, plan_matrix, potential, value
+from ._problem import EntropicOT
+from ._results import RESULTS
+from ._scaling import Dense
+from ._solution import Solution
+from ._solver import AbstractSolver
+from ._sparse_newton import SparseNewton
+
+
+def solve(
+    problem: EntropicOT,
+    solver: AbstractSolver = SparseNewton(),
+    *,
+    init: Solution | tuple[Float[Array, " n"], Float[Array, " m"]] | None = None,
+    adjoint: optx.AbstractAdjoint | None = None,
+    max_steps: int = 10_000,
+    throw: bool = True,
+) -> Solution:
+    """Solve an entropic optimal transport problem.
+
+    **Arguments:**
+
+    - `problem`: an [`ot_sns.EntropicOT`][].
+    - `solver`: an [`ot_sns.AbstractSolver`][]; the default is right for every problem.
+    - `init`: where to start, a [`ot_sns.Solution`][] of a similar problem or potentials `(f, g)`.
+    - `adjoint`: how potentials are differentiated. `None` is
+        `implicit_core.implicit.ImplicitAdjoint` with preconditioned conjugate gradients; any
+        `optimistix.ImplicitAdjoint` works too.
+    - `max_steps`: the number of the solver's steps (Sinkhorn and Newton steps) at most.
+    - `throw`: raise if the solve does not succeed. Otherwise look at `result`.
+
+    **Returns:**
+
+    An [`ot_sns.Solution`][].
+
+    **Raises:**
+
+    Equinox's run-time error if the solve does not succeed and `throw` is set; a `TypeError` or
+    `ValueError` for arguments of the wrong kind or shape.
+
+    ```python
+    import jax.numpy as jnp
+    import ot_sns
+
+    cost = jnp.array([[0.0, 1.0], [1.0, 0.0]])
+    solution = ot_sns.solve(ot_sns.EntropicOT(ot_sns.DenseCost(cost), epsilon=0.1))
+    plan = solution.matrix()
+    ```
+    """
+    if not isinstance(problem, EntropicOT):
+        raise TypeError(f"`problem` must be an `ot_sns.EntropicOT`, got {type(problem).__name__}.")
+    if not isinstance(solver, AbstractSolver):
+        raise TypeError(
+            f"`solver` must be an `ot_sns.AbstractSolver`, got {type(solver).__name__}. "
+            "Did you forget to instantiate it?"
+        )
+    if max_steps < 1:
+        raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
+    if adjoint is None:
+        adjoint = ImplicitAdjoint(linear_solver=PCG(rtol=None))
+    if isinstance(init, Solution):
+        init = (init.f, init.g)
+    if init is not None:
+        init = _check_init(init, problem)
+    return _solve(problem, solver, init, adjoint, max_steps, throw)
+
+
+@eqx.filter_jit
+def _solve(
+    problem: EntropicOT,
+    solver: AbstractSolver,
+    init: tuple[Array, Array] | None,
+    adjoint: optx.AbstractAdjoint,
+    max_steps: int,
+    throw: bool,
+) -> Solution:
+    cost = problem.geometry.cost_matrix()
+    cost = require(
+        cost, jnp.all(jnp.isfinite(cost)), "`problem.geometry` has a cost that is not finite."
+    )
+    n, m = problem.shape
+    flipped = n > m
+    dense = Dense(cost, problem.a, problem.b, problem.epsilon)
+    start = None if init is None else init[0]
+    if flipped:
+        # The larger side is eliminated exactly; the iteration works on the smaller.
+        dense = Dense(cost.T, problem.b, problem.a, problem.epsilon)
+        start = None if init is None else init[1]
+    if start is not None:
+        start = jax.lax.stop_gradient(jnp.where(jnp.isfinite(start), start, 0))
+    f, (result, stats) = potential(dense, solver, start, max_steps, adjoint)
+    g = column_potential(dense, f)
+    f = jnp.where(dense.a > 0, f, -jnp.inf)
+    if flipped:
+        f, g = g, f
+    f, g = _centre(f, g)
+    stats = stats | _measure(jax.lax.stop_gradient((cost, problem, f, g)))
+    failed = (stats["error"] > stats["tol"]) & (result == RESULTS.successful)
+    result = RESULTS.where(failed, RESULTS.stagnation, result)
+    solution = Solution(
+        value=value(cost, problem.a, problem.b, problem.epsilon, f, g),
+        f=f,
+        g=g,
+        result=result,
+        stats=stats,
+        problem=problem,
+    )
+    if throw:
+        solution = result.error_if(solution, result != RESULTS.successful)
+    return solution
+
+
+def _check_init(init: object, problem: EntropicOT) -> tuple[Array, Array]:
+    if not isinstance(init, tuple) or len(init) != 2:
+        raise TypeError("`init` must be an `ot_sns.Solution` or a pair of potentials `(f, g)`.")
+    f, g = as_float(init[0], "init[0]"), as_float(init[1], "init[1]")
+    if (f.size, g.size) != problem.shape or f.ndim != 1 or g.ndim != 1:
+        raise ValueError(
+            f"`init` must hold potentials of shapes {(problem.shape[0],)} and "
+            f"{(problem.shape[1],)}, got {f.shape} and {g.shape}."
+        )
+    dtype = problem.geometry.dtype
+    return f.astype(dtype), g.astype(dtype)
+
+
+def _centre(f: Array, g: Array) -> tuple[Array, Array]:
+    finite = jnp.isfinite(f)
+    mean = jnp.sum(jnp.where(finite, f, 0)) / jnp.sum(finite)
+    return f - mean, g + mean
+
+
+def _measure(point: tuple[Array, EntropicOT, Array, Array]) -> dict[str, Array]:
+    cost, problem, f, g = point
+    plan = plan_matrix(cost, problem.epsilon, f, g)
+    mass = jnp.sum(problem.a)
+    error_a = jnp.sum(jnp.abs(jnp.sum(plan, axis=1) - problem.a)) / mass
+    error_b = jnp.sum(jnp.abs(jnp.sum(plan, axis=0) - problem.b)) / mass
+    return dict(error=error_a + error_b, error_a=error_a, error_b=error_b)
