@@ -9,7 +9,10 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 
 _root = pathlib.Path(__file__).parent
-_packages = [p.parent.name for p in sorted(_root.glob("*/src/*/__init__.py")) + sorted(_root.glob("packages/*/src/*/__init__.py"))]
+_packages = [
+    p.parent.name
+    for p in sorted(_root.glob("*/src/*/__init__.py")) + sorted(_root.glob("packages/*/src/*/__init__.py"))
+]
 # Only what this environment has: each package is also tested alone.
 install_import_hook([p for p in _packages if importlib.util.find_spec(p)], "stationary_testkit.typecheck")
 

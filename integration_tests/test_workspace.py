@@ -33,7 +33,14 @@ def _module(member: pathlib.Path) -> str:
 @each_member
 def test_folder_is_complete(member):
     module = _module(member)
-    for name in ("README.md", "LICENSE", "CHANGELOG.md", "changes", f"src/{module}/__init__.py", f"src/{module}/py.typed"):
+    for name in (
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "changes",
+        f"src/{module}/__init__.py",
+        f"src/{module}/py.typed",
+    ):
         assert (member / name).exists(), f"{member.name} lacks {name}"
     assert list((member / "tests").glob("test_*.py")), f"{member.name} has no tests"
     assert not list((member / "tests").rglob("__init__.py")), "tests are collected by path, never imported as a package"
