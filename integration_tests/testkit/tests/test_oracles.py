@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.custom_derivatives import linear_call
-
 from stationary_testkit import (
     converges_at_order,
     finite_difference_jvp,

@@ -2,7 +2,6 @@ import beartype.roar
 import jax.numpy as jnp
 import pytest
 from jaxtyping import Array, Float, jaxtyped
-
 from stationary_testkit import typecheck
 
 

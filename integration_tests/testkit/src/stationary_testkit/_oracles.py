@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -87,8 +88,8 @@ def converges_at_order(
         return slope >= order - slack
     if len(errors) < 3:
         raise ValueError("`errors` needs at least three iterates to show an order")
-    falls = [math.log(after / before) for before, after in zip(errors, errors[1:], strict=False)]
-    rates = [later / earlier for earlier, later in zip(falls, falls[1:], strict=False) if earlier < 0]
+    falls = [math.log(after / before) for before, after in itertools.pairwise(errors)]
+    rates = [later / earlier for earlier, later in itertools.pairwise(falls) if earlier < 0]
     return bool(rates) and max(rates) >= order - slack
 
 
