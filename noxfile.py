@@ -3,7 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["nox[uv]>=2025.2.9"]
 # ///
-"""Every check of the repository. `nox` runs the defaults, `nox -l` lists all, `nox -k ot-sns` takes one package.
+"""Every check of the repository. `nox` runs the defaults, `nox -l` lists all, `nox -k "tests and ot_sns"` takes one package.
 
 `uv run` uses one shared environment, which is fast and leaky. The sessions here are the truth: each builds its own
 environment from what the package under test declares.
@@ -73,9 +73,9 @@ class Package:
 CORE = Package(ROOT / "shared")
 PACKAGES = [CORE, *(Package(p.parent) for p in sorted(ROOT.glob("packages/*/pyproject.toml")))]
 BENCHES = [p for p in PACKAGES if (p.path / "benchmarks").is_dir()]
-each_package = nox.parametrize("package", [nox.param(p, id=p.name) for p in PACKAGES])
-each_dependant = nox.parametrize("package", [nox.param(p, id=p.name) for p in PACKAGES[1:]])
-each_bench = nox.parametrize("package", [nox.param(p, id=p.name) for p in BENCHES or [CORE]])
+each_package = nox.parametrize("package", [nox.param(p, id=p.name, tags=[p.module]) for p in PACKAGES])
+each_dependant = nox.parametrize("package", [nox.param(p, id=p.name, tags=[p.module]) for p in PACKAGES[1:]])
+each_bench = nox.parametrize("package", [nox.param(p, id=p.name, tags=[p.module]) for p in BENCHES or [CORE]])
 
 
 def _reveal_interpreters() -> None:
