@@ -9,13 +9,14 @@ $\partial V / \partial \varepsilon = -\sum P - \sum P (C - f - g) / \varepsilon$
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Float, PyTree
 
 from ._custom_types import FloatScalar
 from ._newton import schur_diagonal
 from ._results import RESULTS
-from ._scaling import anchor, Dense, weighted_sum
+from ._scaling import Dense, Semidual, weighted_sum
 from ._solver import AbstractSolver
 
 
@@ -26,27 +27,28 @@ def potential(
     max_steps: int,
     adjoint: optx.AbstractAdjoint,
 ) -> tuple[Float[Array, " n"], tuple[RESULTS, dict[str, Array]]]:
-    """Run the solver, and give the row potential that it finds its implicit derivative.
+    r"""Run the solver, and give the row potential that it finds its implicit derivative.
 
-    The gauge is fixed by a zero mean. Rows without mass get a zero, in place of $-\\infty$.
+    The gauge is fixed by a zero mean. Rows without mass get a zero, in place of $-\infty$.
     """
     inputs = (problem, solver, f, max_steps)
     scaled, (scale, outcome) = adjoint.apply(
-        _run, _optimality, inputs, frozenset({_PSD, _SYMMETRIC})
+        _run, _optimality, inputs, frozenset({lx.positive_semidefinite_tag})
     )
     return scaled / jax.lax.stop_gradient(scale), outcome
 
 
 def _run(inputs: PyTree) -> tuple[Array, PyTree]:
-    problem, solver, f, max_steps = inputs
+    # Optimistix's adjoints append a while loop, which a method that is not unrolled has no use for.
+    problem, solver, f, max_steps, *_ = inputs
     outcome = solver.run(problem, f, max_steps)
     has_mass = problem.a > 0
     f = jnp.where(has_mass, outcome.f, 0)
-    mean = jnp.sum(f) / jnp.sum(has_mass)
-    f = jnp.where(has_mass, f - mean, 0)
+    f = jnp.where(has_mass, f - jnp.mean(f, where=has_mass), 0)
     # Scaling unknowns and equations by the root of the diagonal is Jacobi preconditioning that
     # any linear solver profits from.
-    scale = jnp.sqrt(schur_diagonal(problem, anchor(problem, f)))
+    semidual = Semidual(problem, f)
+    scale = jnp.sqrt(schur_diagonal(semidual, semidual.anchor_point()))
     return scale * f, (scale, (outcome.result, outcome.stats))
 
 
@@ -118,7 +120,7 @@ def plan_matrix(
     f: Float[Array, " n"],
     g: Float[Array, " m"],
 ) -> Float[Array, "n m"]:
-    """$P_{ij} = \\exp((f_i + g_j - C_{ij}) / \\varepsilon)$, zero with zero derivatives without mass."""
+    r"""$P_{ij} = \exp((f_i + g_j - C_{ij}) / \varepsilon)$, zero with zero derivatives without mass."""
     has_mass = jnp.isfinite(f)[:, None] & jnp.isfinite(g)[None, :]
     f = jnp.where(jnp.isfinite(f), f, 0)
     g = jnp.where(jnp.isfinite(g), g, 0)

@@ -5,6 +5,7 @@ Laplacian: symmetric, positive semidefinite, with the constants in its kernel. T
 sums to zero, so $S x = a - r$ is consistent and conjugate gradients need no gauge fixing.
 """
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import equinox as eqx
@@ -14,7 +15,7 @@ from implicit_core import krylov
 from jaxtyping import Array, Float
 
 from ._custom_types import FloatScalar, IntScalar
-from ._scaling import Dense, matvec, Scaling
+from ._scaling import Dense, matvec, Point, Semidual
 from ._sparsify import choose_threshold, extract, fit_threshold, Threshold
 
 
@@ -35,17 +36,18 @@ class Direction(eqx.Module):
     nnz: IntScalar
 
 
-def schur_diagonal(problem: Dense, scaling: Scaling) -> Float[Array, " n"]:
+def schur_diagonal(semidual: Semidual, point: Point) -> Float[Array, " n"]:
     """The diagonal of $S$, kept positive; it preconditions far better than `r` does."""
-    squares = jnp.sum(scaling.kernel**2 * _column_weights(problem, scaling)[None, :], axis=1)
-    diagonal = scaling.row_sums - scaling.u**2 * squares
-    floor = 1e-6 * scaling.row_sums
-    return jnp.where(scaling.row_sums > 0, jnp.maximum(diagonal, floor), 1)
+    weights = _column_weights(semidual.problem, point)
+    squares = jnp.sum(semidual.kernel**2 * weights[None, :], axis=1)
+    diagonal = point.row_sums - point.u**2 * squares
+    floor = 1e-6 * point.row_sums
+    return jnp.where(point.row_sums > 0, jnp.maximum(diagonal, floor), 1)
 
 
 def newton_direction(
-    problem: Dense,
-    scaling: Scaling,
+    semidual: Semidual,
+    point: Point,
     *,
     rtol: FloatScalar,
     budget: FloatScalar,
@@ -65,13 +67,13 @@ def newton_direction(
     - `max_cg_steps`: a limit.
     - `expected_cg_steps`: what the last direction took, by which "auto" decides.
     """
-    diagonal = schur_diagonal(problem, scaling)
-    gradient = problem.a - scaling.row_sums
+    problem = semidual.problem
+    diagonal = schur_diagonal(semidual, point)
 
-    def solve(mv, nnz: IntScalar) -> Direction:
+    def solve(mv: Callable[[Array], Array], nnz: IntScalar) -> Direction:
         x, info = krylov.pcg(
             mv,
-            gradient,
+            problem.a - point.row_sums,
             precond_mv=lambda r: r / diagonal,
             rtol=rtol,
             max_steps=max_cg_steps,
@@ -79,39 +81,39 @@ def newton_direction(
         return Direction(x, info.num_steps, nnz)
 
     def dense() -> Direction:
-        weights = _column_weights(problem, scaling)
+        weights = _column_weights(problem, point)
 
         def mv(x: Array) -> Array:
-            t = weights * matvec(scaling.u * x, scaling.kernel)
-            return scaling.row_sums * x - scaling.u * matvec(scaling.kernel, t)
+            t = weights * matvec(point.u * x, semidual.kernel)
+            return point.row_sums * x - point.u * matvec(semidual.kernel, t)
 
         return solve(mv, jnp.array(problem.cost.size, jnp.int32))
 
     def sparse(threshold: Threshold) -> Direction:
-        plan = extract(scaling, threshold, capacity)
+        plan = extract(semidual, point, threshold, capacity)
         plan_t = plan.T
         safe_b = jnp.where(problem.b > 0, problem.b, 1)
 
         def mv(x: Array) -> Array:
-            return scaling.row_sums * x - plan.mv(plan_t.mv(x) / safe_b)
+            return point.row_sums * x - plan.mv(plan_t.mv(x) / safe_b)
 
         return solve(mv, threshold.count)
 
     if hessian == "dense" or (hessian == "auto" and problem.cost.size < _MIN_ENTRIES):
         return dense()
     if hessian == "sparse":
-        threshold = choose_threshold(problem, scaling, budget)
-        return sparse(fit_threshold(scaling, threshold, capacity))
+        threshold = choose_threshold(semidual, point, budget)
+        return sparse(fit_threshold(semidual, point, threshold, capacity))
 
     def try_sparse() -> Direction:
-        threshold = choose_threshold(problem, scaling, budget)
+        threshold = choose_threshold(semidual, point, budget)
         limit = min(capacity, int(_MAX_DENSITY * problem.cost.size))
         return jax.lax.cond(threshold.count <= limit, lambda: sparse(threshold), dense)
 
     return jax.lax.cond(expected_cg_steps >= _MIN_CG_STEPS, try_sparse, dense)
 
 
-def _column_weights(problem: Dense, scaling: Scaling) -> Float[Array, " m"]:
+def _column_weights(problem: Dense, point: Point) -> Float[Array, " m"]:
     # v_j^2 / b_j, zero for a column without mass.
     positive = problem.b > 0
-    return jnp.where(positive, scaling.v**2 / jnp.where(positive, problem.b, 1), 0)
+    return jnp.where(positive, point.v**2 / jnp.where(positive, problem.b, 1), 0)

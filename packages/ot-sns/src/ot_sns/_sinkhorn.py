@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._custom_types import BoolScalar, FloatScalar, IntScalar
-from ._scaling import anchor, Dense, row_error, Scaling, sinkhorn_step
+from ._scaling import Dense, log_row_step, Point, Semidual
 from ._solver import AbstractSolver, check_positive, ending, Outcome, tolerance
 
 
@@ -58,32 +58,57 @@ class Sinkhorn(AbstractSolver):
     def run(self, problem: Dense, f: Float[Array, " n"] | None, max_steps: int) -> Outcome:
         """Iterate from `f`, or from zero. See [`ot_sns.AbstractSolver`][]."""
         tol = tolerance(self.tol, problem.cost.dtype)
-        scaling = anchor(problem, jnp.zeros_like(problem.a) if f is None else f)
-        error = row_error(problem, scaling)
-        zero = jnp.array(0, jnp.int32)
-
-        def step(state: _State) -> _State:
-            scaling = sinkhorn_step(problem, state.scaling, self.relaxation)
-            error = row_error(problem, scaling)
-            since_best = jnp.where(error < state.best, 0, state.since_best + 1)
-            best = jnp.minimum(error, state.best)
-            return _State(scaling, error, best, since_best, state.num_steps + 1)
 
         def going(state: _State) -> BoolScalar:
             alive = (state.num_steps < max_steps) & (state.since_best < _PATIENCE)
             return alive & ~(state.error <= tol)
 
-        end = jax.lax.while_loop(going, step, _State(scaling, error, error, zero, zero))
+        def run_on_one_kernel(state: _State) -> _State:
+            semidual = Semidual(problem, state.f)
+
+            def step(carry: tuple[Point, _State]) -> tuple[Point, _State]:
+                point, state = carry
+                point = semidual.sinkhorn_step(point, self.relaxation)
+                return point, _advance(state, point.f, semidual.error(point))
+
+            point = semidual.anchor_point()
+            state = _State(
+                state.f, semidual.error(point), state.best, state.since_best, state.num_steps
+            )
+            point, state = jax.lax.while_loop(
+                lambda carry: going(carry[1]) & ~semidual.lost(carry[0]), step, (point, state)
+            )
+            # The scaling has left the kernel's range, or it is done.
+            f = jax.lax.cond(
+                going(state),
+                lambda: log_row_step(problem, point.g),
+                lambda: point.f,
+            )
+            counted = state.num_steps + going(state).astype(jnp.int32)
+            return _State(f, state.error, state.best, state.since_best, counted)
+
+        zero = jnp.array(0, jnp.int32)
+        infinity = jnp.array(jnp.inf, tol.dtype)
+        f = jnp.zeros_like(problem.a) if f is None else f
+        end = jax.lax.while_loop(
+            going, run_on_one_kernel, _State(f, infinity, infinity, zero, zero)
+        )
         result = ending(
             end.error, tol, end.since_best >= _PATIENCE, finite=jnp.isfinite(end.error)
         )
         stats = dict(num_steps=end.num_steps, num_sinkhorn=end.num_steps, tol=tol)
-        return Outcome(end.scaling.f(problem.epsilon), result, stats)
+        return Outcome(end.f, result, stats)
 
 
 class _State(eqx.Module):
-    scaling: Scaling
+    f: Float[Array, " n"]
     error: FloatScalar
     best: FloatScalar
     since_best: IntScalar
     num_steps: IntScalar
+
+
+def _advance(state: _State, f: Float[Array, " n"], error: FloatScalar) -> _State:
+    since_best = jnp.where(error < state.best, 0, state.since_best + 1)
+    best = jnp.minimum(error, state.best)
+    return _State(f, error, best, since_best, state.num_steps + 1)

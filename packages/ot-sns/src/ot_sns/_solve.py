@@ -134,7 +134,7 @@ def _check_init(init: object, problem: EntropicOT) -> tuple[Array, Array]:
 
 def _centre(f: Array, g: Array) -> tuple[Array, Array]:
     finite = jnp.isfinite(f)
-    mean = jnp.sum(jnp.where(finite, f, 0)) / jnp.sum(finite)
+    mean = jnp.mean(jnp.where(finite, f, 0), where=finite)
     return f - mean, g + mean
 
 

@@ -5,17 +5,7 @@ from jaxtyping import Array, Float
 
 from ._custom_types import BoolScalar, FloatScalar, IntScalar
 from ._newton import Hessian, newton_direction
-from ._scaling import (
-    anchor,
-    Dense,
-    log_ratio,
-    lost_range,
-    move,
-    row_error,
-    Scaling,
-    sinkhorn_step,
-    weighted_sum,
-)
+from ._scaling import Dense, log_row_step, Point, Semidual, weighted_sum
 from ._solver import AbstractSolver, check_positive, ending, Outcome, tolerance
 
 
@@ -99,30 +89,27 @@ class SparseNewton(AbstractSolver):
         """Anneal from `f`, or from zero. See [`ot_sns.AbstractSolver`][]."""
         tol = tolerance(self.tol, problem.cost.dtype)
         end = jax.lax.while_loop(
-            lambda s: ~s.done & (s.num_newton + s.num_sinkhorn < max_steps),
-            lambda s: self._iterate(problem, tol, max_steps, s),
+            lambda s: ~s.done & (s.num_steps < max_steps),
+            lambda s: self._run_on_one_kernel(problem, tol, max_steps, s),
             self._start(problem, f),
         )
         stats = dict(
-            num_steps=end.num_newton + end.num_sinkhorn,
+            num_steps=end.num_steps,
             num_newton=end.num_newton,
             num_cg=end.num_cg,
-            num_sinkhorn=end.num_sinkhorn,
+            num_sinkhorn=end.num_steps - end.num_newton,
             num_stages=end.num_stages,
             hessian_nnz=end.hessian_nnz,
             tol=tol,
         )
         # Where the annealing was cut short, its last potential is all there is.
-        f = jnp.where(jnp.isfinite(end.best_error), end.best_f, self._f(problem, end))
-        result = ending(end.best_error, tol, end.done, finite=~end.nonfinite)
-        return Outcome(f, result, stats)
+        f = jnp.where(jnp.isfinite(end.best_error), end.best_f, end.f)
+        finite = jnp.isfinite(end.error) | (end.num_steps == 0)
+        return Outcome(f, ending(end.best_error, tol, end.done, finite=finite), stats)
 
     def _epsilon(self, problem: Dense, stages_left: IntScalar) -> FloatScalar:
         factor = jnp.asarray(self.annealing_factor, problem.cost.dtype)
-        return problem.epsilon * factor**stages_left
-
-    def _f(self, problem: Dense, state: "_State") -> Float[Array, " n"]:
-        return state.scaling.f(self._epsilon(problem, state.stages_left))
+        return problem.epsilon * factor ** stages_left.astype(factor.dtype)
 
     def _start(self, problem: Dense, f: Float[Array, " n"] | None) -> "_State":
         dtype = problem.cost.dtype
@@ -134,174 +121,172 @@ class SparseNewton(AbstractSolver):
             f = jnp.zeros_like(problem.a)
         else:
             # A start that is already near the solution must not be heated up again.
-            near = _chi_square(problem, anchor(problem, f)) <= 1
+            semidual = Semidual(problem, f)
+            near = semidual.chi_square(semidual.anchor_point()) <= 1
             stages = jnp.where(near, 0, stages)
         zero = jnp.array(0, jnp.int32)
         infinity = jnp.array(jnp.inf, dtype)
         return _State(
-            stages_left=stages,
-            scaling=anchor(problem.at(self._epsilon(problem, stages)), f),
+            f=f,
+            error=infinity,
             best_f=f,
             best_error=infinity,
             since_best=zero,
+            stages_left=stages,
             stage_newton=zero,
+            gate_steps=zero,
             last_cg=zero,
+            num_steps=zero,
             num_newton=zero,
             num_cg=zero,
-            num_sinkhorn=zero,
             num_stages=zero + 1,
             hessian_nnz=zero,
             done=jnp.array(False),
-            nonfinite=jnp.array(False),
         )
 
-    def _iterate(
+    def _run_on_one_kernel(
         self, problem: Dense, tol: FloatScalar, max_steps: int, state: "_State"
     ) -> "_State":
-        """Pass the gate; then stop, go to the next stage, or make a Newton step."""
+        """Anchor the kernel, then iterate until the stage ends or the kernel's range is left.
+
+        The kernel is in no loop's carry, so it is never copied.
+        """
         final = state.stages_left == 0
         staged = problem.at(self._epsilon(problem, state.stages_left))
-        gate = jnp.where(final, _FINAL_GATE, _STAGE_GATE).astype(tol.dtype)
-        limit = jnp.minimum(_GATE_STEPS, max_steps - state.num_newton - state.num_sinkhorn)
-        scaling, num_sinkhorn = _pass_gate(staged, state.scaling, gate, limit)
-        error = row_error(staged, scaling)
-        improved = final & (error < state.best_error)
-        since_best = jnp.where(~final | (error < 0.9 * state.best_error), 0, state.since_best + 1)
         stage_tol = jnp.where(final, tol, jnp.asarray(_STAGE_TOLERANCE, tol.dtype))
-        reached = error <= stage_tol
-        nonfinite = ~jnp.isfinite(error)
-        stop = nonfinite | (final & (reached | (since_best >= _PATIENCE)))
-        leave = ~final & (reached | (state.stage_newton >= _STAGE_NEWTON_STEPS))
-        state = _replace(
-            state,
-            scaling=scaling,
-            best_f=jnp.where(improved, scaling.f(staged.epsilon), state.best_f),
-            best_error=jnp.where(improved, error, state.best_error),
-            since_best=since_best,
-            num_sinkhorn=state.num_sinkhorn + num_sinkhorn,
-            done=stop,
-            nonfinite=nonfinite,
-        )
-        branch = jnp.where(stop, 0, jnp.where(leave, 1, 2))
-        return jax.lax.switch(
-            branch,
-            [
-                lambda s: s,
-                lambda s: self._next_stage(problem, s),
-                lambda s: self._newton_step(staged, stage_tol, error, s),
-            ],
-            state,
-        )
+        gate = jnp.where(final, _FINAL_GATE, _STAGE_GATE).astype(tol.dtype)
+        semidual = Semidual(staged, state.f)
 
-    def _next_stage(self, problem: Dense, state: "_State") -> "_State":
-        f = self._f(problem, state)
-        stages_left = state.stages_left - 1
-        return _replace(
-            state,
-            stages_left=stages_left,
-            scaling=anchor(problem.at(self._epsilon(problem, stages_left)), f),
-            stage_newton=jnp.array(0, jnp.int32),
-            num_stages=state.num_stages + 1,
+        def unfinished(state: _State) -> BoolScalar:
+            more = jnp.where(
+                final, state.since_best < _PATIENCE, state.stage_newton < _STAGE_NEWTON_STEPS
+            )
+            return more & ~(state.error <= stage_tol) & (state.num_steps < max_steps)
+
+        def going(carry: tuple[Point, _State]) -> BoolScalar:
+            point, state = carry
+            return unfinished(state) & ~semidual.lost(point)
+
+        def step(carry: tuple[Point, _State]) -> tuple[Point, _State]:
+            point, state = carry
+            closed = semidual.chi_square(point) > gate
+            point, state = jax.lax.cond(
+                closed & (state.gate_steps < _GATE_STEPS),
+                lambda p, s: (semidual.sinkhorn_step(p), s.count_sinkhorn()),
+                lambda p, s: self._newton_step(semidual, p, stage_tol, s),
+                point,
+                state,
+            )
+            return point, state.observe(point, semidual.error(point), final)
+
+        point = semidual.anchor_point()
+        state = state.observe(point, semidual.error(point), final)
+        point, state = jax.lax.while_loop(going, step, (point, state))
+        # A kernel whose range was left is anchored anew at a Sinkhorn step in the log domain.
+        lost = unfinished(state)
+        f = jax.lax.cond(lost, lambda: log_row_step(staged, point.g), lambda: point.f)
+        cooler = ~lost & ~final & (state.num_steps < max_steps)
+        return state.replace(
+            f=f,
+            stages_left=state.stages_left - cooler.astype(jnp.int32),
+            num_stages=state.num_stages + cooler.astype(jnp.int32),
+            stage_newton=jnp.where(cooler, 0, state.stage_newton),
+            num_steps=state.num_steps + lost.astype(jnp.int32),
+            done=(final & ((state.error <= tol) | (state.since_best >= _PATIENCE)))
+            | ~jnp.all(jnp.isfinite(f) | (problem.a == 0)),
         )
 
     def _newton_step(
-        self, problem: Dense, tol: FloatScalar, error: FloatScalar, state: "_State"
-    ) -> "_State":
+        self, semidual: Semidual, point: Point, tol: FloatScalar, state: "_State"
+    ) -> tuple[Point, "_State"]:
+        error = state.error
         # The forcing term that keeps convergence superlinear, but never digits beyond `tol`.
         forcing = jnp.maximum(jnp.minimum(0.1, error), 0.3 * tol / error)
+        n, m = semidual.kernel.shape
         direction = newton_direction(
-            problem,
-            state.scaling,
+            semidual,
+            point,
             rtol=forcing,
             budget=0.1 * jnp.minimum(1, error),
             hessian=self.hessian,
-            capacity=min(problem.cost.size, self.nnz_per_row * problem.cost.shape[0]),
+            capacity=min(n * m, self.nnz_per_row * n),
             max_cg_steps=self.max_cg_steps,
             expected_cg_steps=state.last_cg,
         )
-        return _replace(
-            state,
-            scaling=_line_search(problem, state.scaling, direction.x),
+        state = state.replace(
             stage_newton=state.stage_newton + 1,
+            gate_steps=jnp.zeros_like(state.gate_steps),
             last_cg=direction.num_cg,
+            num_steps=state.num_steps + 1,
             num_newton=state.num_newton + 1,
             num_cg=state.num_cg + direction.num_cg,
             hessian_nnz=direction.nnz,
         )
+        return _line_search(semidual, point, direction.x), state
 
 
 class _State(eqx.Module):
-    stages_left: IntScalar
-    scaling: Scaling
+    f: Float[Array, " n"]
+    error: FloatScalar
     best_f: Float[Array, " n"]
     best_error: FloatScalar
     since_best: IntScalar
+    stages_left: IntScalar
     stage_newton: IntScalar
+    gate_steps: IntScalar
     last_cg: IntScalar
+    num_steps: IntScalar
     num_newton: IntScalar
     num_cg: IntScalar
-    num_sinkhorn: IntScalar
     num_stages: IntScalar
     hessian_nnz: IntScalar
     done: BoolScalar
-    nonfinite: BoolScalar
+
+    def replace(self, **fields: object) -> "_State":
+        return _State(**{**vars(self), **fields})  # pyright: ignore[reportArgumentType]
+
+    def count_sinkhorn(self) -> "_State":
+        return self.replace(num_steps=self.num_steps + 1, gate_steps=self.gate_steps + 1)
+
+    def observe(self, point: Point, error: FloatScalar, final: BoolScalar) -> "_State":
+        """Note the error at a point, and in the last stage whether it is the best so far."""
+        best = final & (error < self.best_error)
+        better = error < 0.9 * self.best_error
+        return self.replace(
+            error=error,
+            best_f=jnp.where(best, point.f, self.best_f),
+            best_error=jnp.where(best, error, self.best_error),
+            since_best=jnp.where(~final | better, 0, self.since_best + 1),
+        )
 
 
-def _replace(state: _State, **fields: object) -> _State:
-    return _State(**{**vars(state), **fields})
-
-
-def _chi_square(problem: Dense, scaling: Scaling) -> FloatScalar:
-    positive = scaling.row_sums > 0
-    terms = (problem.a - scaling.row_sums) ** 2 / jnp.where(positive, scaling.row_sums, 1)
-    # A row that has mass and carries none is as far from the gate as can be.
-    terms = jnp.where(positive, terms, jnp.where(problem.a > 0, jnp.inf, 0))
-    return jnp.sum(terms) / jnp.sum(problem.a)
-
-
-def _pass_gate(
-    problem: Dense, scaling: Scaling, gate: FloatScalar, limit: IntScalar
-) -> tuple[Scaling, IntScalar]:
-    def going(carry: tuple[Scaling, IntScalar]) -> BoolScalar:
-        scaling, count = carry
-        closed = lost_range(problem, scaling) | ~(_chi_square(problem, scaling) <= gate)
-        return closed & (count < limit)
-
-    def step(carry: tuple[Scaling, IntScalar]) -> tuple[Scaling, IntScalar]:
-        return sinkhorn_step(problem, carry[0]), carry[1] + 1
-
-    return jax.lax.while_loop(going, step, (scaling, jnp.array(0, jnp.int32)))
-
-
-def _line_search(problem: Dense, before: Scaling, x: Float[Array, " n"]) -> Scaling:
+def _line_search(semidual: Semidual, before: Point, x: Float[Array, " n"]) -> Point:
     """Backtrack along `x` until the dual has increased enough; failing that, a Sinkhorn step.
 
     Near convergence the increase falls below the rounding of the dual, where an exact Armijo test
     rejects good steps; the slack is that rounding.
     """
-    epsilon = problem.epsilon
-    slope = epsilon * jnp.sum((problem.a - before.row_sums) * x)
-    size = weighted_sum(problem.a, jnp.abs(before.f(epsilon)))
-    size += weighted_sum(problem.b, jnp.abs(before.g(epsilon)))
+    problem = semidual.problem
+    slope = problem.epsilon * jnp.sum((problem.a - before.row_sums) * x)
+    size = weighted_sum(problem.a, jnp.abs(before.f))
+    size += weighted_sum(problem.b, jnp.abs(before.g))
     slack = 100 * jnp.finfo(x.dtype).eps * size
 
-    def accepts(step: FloatScalar, dual: FloatScalar) -> BoolScalar:
-        return dual >= before.dual + 1e-4 * step * slope - slack
+    def accepts(length: FloatScalar, point: Point) -> BoolScalar:
+        return point.dual >= before.dual + 1e-4 * length * slope - slack
 
-    def going(carry: tuple[FloatScalar, Scaling, IntScalar]) -> BoolScalar:
-        step, scaling, count = carry
-        return (count < _HALVINGS) & ~accepts(step, scaling.dual)
+    def going(carry: tuple[FloatScalar, Point, IntScalar]) -> BoolScalar:
+        length, point, count = carry
+        return (count < _HALVINGS) & ~accepts(length, point)
 
     def halve(
-        carry: tuple[FloatScalar, Scaling, IntScalar],
-    ) -> tuple[FloatScalar, Scaling, IntScalar]:
-        step, scaling, count = carry
-        step = 0.5 * step
-        return step, move(problem, scaling, before.log_u + step * x), count + 1
+        carry: tuple[FloatScalar, Point, IntScalar],
+    ) -> tuple[FloatScalar, Point, IntScalar]:
+        length, _, count = carry
+        return length / 2, semidual.at(before.log_u + length / 2 * x), count + 1
 
-    trial = move(problem, before, before.log_u + x)
+    trial = semidual.at(before.log_u + x)
     start = (jnp.ones_like(slope), trial, jnp.array(0, jnp.int32))
-    step, scaling, _ = jax.lax.while_loop(going, halve, start)
-    usable = accepts(step, scaling.dual) & (slope > 0)
-    fallback = before.log_u + log_ratio(problem.a, before.row_sums)
-    return jax.lax.cond(usable, lambda s: s, lambda s: move(problem, s, fallback), scaling)
+    length, point, _ = jax.lax.while_loop(going, halve, start)
+    usable = accepts(length, point) & (slope > 0)
+    return jax.lax.cond(usable, lambda: point, lambda: semidual.sinkhorn_step(before))

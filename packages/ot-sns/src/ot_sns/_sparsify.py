@@ -16,7 +16,7 @@ from implicit_core.operators import SparseOperator
 from jaxtyping import Array, Bool, Float, Int
 
 from ._custom_types import BoolScalar, FloatScalar, IntScalar
-from ._scaling import Dense, Scaling
+from ._scaling import Point, Semidual
 
 
 _WORD = 32
@@ -40,30 +40,31 @@ class Threshold(eqx.Module):
         return plan > self.factor * smallest
 
 
-def plan_of(scaling: Scaling) -> Float[Array, "n m"]:
+def plan_of(semidual: Semidual, point: Point) -> Float[Array, "n m"]:
     """The plan $P$, to be fused into whatever reads it."""
-    return scaling.u[:, None] * scaling.kernel * scaling.v[None, :]
+    return point.u[:, None] * semidual.kernel * point.v[None, :]
 
 
-def choose_threshold(problem: Dense, scaling: Scaling, budget: FloatScalar) -> Threshold:
+def choose_threshold(semidual: Semidual, point: Point, budget: FloatScalar) -> Threshold:
     """Find a threshold that drops at most the fraction `budget` of every row and column.
 
     No sorting: a few passes over the matrix, each of which only counts and sums.
     """
-    n, m = problem.cost.shape
-    row, column = budget * scaling.row_sums / m, budget * problem.b / n
+    n, m = semidual.kernel.shape
+    b = semidual.problem.b
+    row, column = budget * point.row_sums / m, budget * b / n
 
     def measure(factor: FloatScalar) -> Threshold:
-        plan = plan_of(scaling)
+        plan = plan_of(semidual, point)
         keep = Threshold(row, column, factor, jnp.array(0), jnp.array(True)).mask(plan)
         kept = jnp.where(keep, plan, 0)
-        dropped_rows = scaling.row_sums - jnp.sum(kept, axis=1)
-        dropped_columns = problem.b - jnp.sum(kept, axis=0)
-        within = jnp.all(dropped_rows <= budget * scaling.row_sums)
-        within &= jnp.all(dropped_columns <= budget * problem.b)
+        dropped_rows = point.row_sums - jnp.sum(kept, axis=1)
+        dropped_columns = b - jnp.sum(kept, axis=0)
+        within = jnp.all(dropped_rows <= budget * point.row_sums)
+        within &= jnp.all(dropped_columns <= budget * b)
         return Threshold(row, column, factor, jnp.sum(keep, dtype=jnp.int32), within)
 
-    start = measure(jnp.asarray(_LARGEST_FACTOR, problem.cost.dtype))
+    start = measure(jnp.asarray(_LARGEST_FACTOR, budget.dtype))
     return jax.lax.while_loop(
         lambda t: ~t.within_budget & (t.factor > 1),
         lambda t: measure(jnp.maximum(t.factor / 4, 1)),
@@ -71,23 +72,27 @@ def choose_threshold(problem: Dense, scaling: Scaling, budget: FloatScalar) -> T
     )
 
 
-def fit_threshold(scaling: Scaling, threshold: Threshold, capacity: int) -> Threshold:
+def fit_threshold(
+    semidual: Semidual, point: Point, threshold: Threshold, capacity: int
+) -> Threshold:
     """Raise a threshold until at most `capacity` entries pass it, whatever the budget."""
 
     def raise_it(t: Threshold) -> Threshold:
         higher = Threshold(t.row, t.column, 2 * t.factor, t.count, jnp.array(False))
-        count = jnp.sum(higher.mask(plan_of(scaling)), dtype=jnp.int32)
+        count = jnp.sum(higher.mask(plan_of(semidual, point)), dtype=jnp.int32)
         return Threshold(t.row, t.column, higher.factor, count, jnp.array(False))
 
     return jax.lax.while_loop(lambda t: t.count > capacity, raise_it, threshold)
 
 
-def extract(scaling: Scaling, threshold: Threshold, capacity: int) -> SparseOperator:
+def extract(
+    semidual: Semidual, point: Point, threshold: Threshold, capacity: int
+) -> SparseOperator:
     """Gather the plan's entries above a threshold into a sparse operator of static size."""
-    keep = threshold.mask(plan_of(scaling))
+    keep = threshold.mask(plan_of(semidual, point))
     rows, columns, used = compact(keep, capacity)
-    values = scaling.u[rows] * scaling.kernel[rows, columns] * scaling.v[columns]
-    return SparseOperator(jnp.where(used, values, 0), rows, columns, scaling.kernel.shape)
+    values = point.u[rows] * semidual.kernel[rows, columns] * point.v[columns]
+    return SparseOperator(jnp.where(used, values, 0), rows, columns, semidual.kernel.shape)
 
 
 def compact(
