@@ -135,7 +135,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", *(["--fix"] if fix else []), ".")
     contracts = pathlib.Path(session.create_tmp()).resolve() / "importlinter.toml"
     contracts.write_text(_contracts())
-    session.run("lint-imports", "--config", str(contracts), "--no-cache")
+    session.run("lint-imports", "--no-cache", str(contracts))
     for p in PACKAGES:
         # deptry does not understand workspaces: it is run from inside each member.
         session.chdir(p.path)

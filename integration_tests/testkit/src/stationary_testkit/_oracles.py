@@ -27,11 +27,10 @@ def finite_difference_jvp(fn: Callable[..., Any], primals: tuple, tangents: tupl
     direction, _ = jfu.ravel_pytree(tangents)
     if not jnp.issubdtype(flat.dtype, jnp.inexact):
         raise ValueError(f"`primals` must be of floating point; got {flat.dtype}")
-    if step is None:
-        step = float(jnp.finfo(flat.dtype).eps) ** (1 / 3)
-    above = fn(*unravel(flat + step * direction))
-    below = fn(*unravel(flat - step * direction))
-    return jtu.tree_map(lambda a, b: (a - b) / (2 * step), above, below)
+    h = float(jnp.finfo(flat.dtype).eps) ** (1 / 3) if step is None else step
+    above = fn(*unravel(flat + h * direction))
+    below = fn(*unravel(flat - h * direction))
+    return jtu.tree_map(lambda a, b: (a - b) / (2 * h), above, below)
 
 
 def vjp_matches_jvp(fn: Callable[..., Any], primals: tuple, *, key: PRNGKeyArray, rtol: float | None = None) -> bool:
@@ -47,9 +46,8 @@ def vjp_matches_jvp(fn: Callable[..., Any], primals: tuple, *, key: PRNGKeyArray
     forward = _inner(cotangents, jvp)
     reverse = _inner(vjp_fn(cotangents), tangents)
     scale = jnp.sqrt(_inner(cotangents, cotangents) * _inner(jvp, jvp))
-    if rtol is None:
-        rtol = float(jnp.finfo(scale.dtype).eps) ** 0.5
-    return bool(jnp.abs(forward - reverse) <= rtol * scale)
+    bound = float(jnp.finfo(scale.dtype).eps) ** 0.5 if rtol is None else rtol
+    return bool(jnp.abs(forward - reverse) <= bound * scale)
 
 
 def implicit_jacobian(residual: Callable[[Any, Any], Any], y: Any, args: Any) -> Float[Array, "y args"]:
