@@ -28,7 +28,7 @@ img { max-width: 100%; background: white; border-radius: 4px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; }
-th { background: var(--soft); } td.number { text-align: right; }
+th { background: var(--soft); } th.number, td.number { text-align: right; }
 code { background: var(--soft); padding: .1rem .3rem; } .failed { color: #c00; }
 footer { margin-top: 3rem; opacity: .7; font-size: .9rem; }
 """
@@ -86,15 +86,12 @@ def text_table(rows: list[dict[str, Any]]) -> str:
 def html_table(rows: list[dict[str, Any]]) -> str:
     """Lay rows out for the page."""
     names = columns(rows)
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    numeric = {name for name in names if all(type(row.get(name)) in (int, float, type(None)) for row in rows)}
+    align = {name: " class=number" if name in numeric else "" for name in names}
+    head = "".join(f"<th{align[name]}>{html.escape(name)}</th>" for name in names)
     body = ""
     for row in rows:
-        body += "<tr>"
-        for name in names:
-            value = row.get(name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            body += f"<td{' class=number' if number else ''}>{html.escape(cell(value))}</td>"
-        body += "</tr>"
+        body += f"<tr>{''.join(f'<td{align[name]}>{html.escape(cell(row.get(name)))}</td>' for name in names)}</tr>"
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
