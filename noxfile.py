@@ -305,6 +305,23 @@ def tour(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", default=False)
+def constraints(session: nox.Session) -> None:
+    """Write `.github/constraints/`: the versions that resolve today, to be committed when the tests are green."""
+    metadata = [str(p.path / "pyproject.toml") for p in PACKAGES]
+    ours = [arg for p in PACKAGES for arg in ("--no-emit-package", p.name)]
+    groups = [arg for name in ("test-public", "lint", "docs") for arg in ("--group", name)]
+    for python in PYTHONS:
+        out = ROOT / ".github" / "constraints" / f"py{python.replace('.', '')}.txt"
+        flags = ["--quiet", "--upgrade", "--python-version", python, "--no-annotate", "--no-header"]
+        where = ["--no-emit-index-url", "--no-emit-find-links", "--output-file", str(out)]
+        command = ["uv", "pip", "compile", *flags, *where, *ours, *groups, "--extra", "demo", *metadata]
+        session.run(*command, external=True, silent=True)
+        # Names and versions only: a path or an address belongs to the machine that wrote it.
+        lines = [line for line in out.read_text().splitlines() if "==" in line and "://" not in line]
+        out.write_text("\n".join(lines) + "\n")
+
+
+@nox.session(venv_backend="none", default=False)
 def gpu(session: nox.Session) -> None:
     """Tests marked `gpu`, on a JAX that the machine already has: nothing is installed, no network is used.
 
