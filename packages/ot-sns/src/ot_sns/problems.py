@@ -1,12 +1,13 @@
 """Named transport problems: generators with fixed seeds, and their exact or reference numbers where they exist."""
 
+import contextlib
 import functools as ft
 import gzip
 import math
 import os
 import pathlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import equinox as eqx
@@ -142,13 +143,13 @@ def gauss2d(n: int = 1000, epsilon: float = 1e-3) -> NamedProblem:
 
     **Returns:**
 
-    The problem `GAUSS2D-n`, with `epsilon` in its name unless it is 1e-3 at a size other than 500.
+    The problem `GAUSS2D-n`, with `epsilon` in its name unless it is 1e-3.
     """
     r = np.random.default_rng(0)
     x = r.normal(size=(n, 2))
     y = r.normal(size=(n, 2)) @ np.array([[1, 0.6], [0, 0.7]]) + 0.5
     cost = _squared_distances(x, y)
-    name = f"GAUSS2D-{n}" if epsilon == 1e-3 and n != 500 else f"GAUSS2D-{n}-eps{epsilon:.0e}".replace("e-0", "e-")
+    name = f"GAUSS2D-{n}" if epsilon == 1e-3 else f"GAUSS2D-{n}-eps{epsilon:g}"
     return _named(name, cost / cost.max(), _uniform(n), _uniform(n), epsilon)
 
 
@@ -214,8 +215,12 @@ def digit_pair(
 
     The problem, with the two upsampled images.
     """
-    images = _require("sklearn.datasets").load_digits().images
-    zoom = _require("scipy.ndimage").zoom
+    with _demo_extra():
+        from scipy.ndimage import zoom
+        from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    images = digits.images
     source, target = (np.clip(zoom(images[k] / 16, size / 8, order=1), 0, None) for k in (i, j))
     default = (i, j, size, background, epsilon) == (0, 1, 28, 0.01, _PAPER_EPSILON)
     name = f"DIGITS-{metric.upper()}" if default else f"DIGITS-{metric.upper()}-{i}-{j}-{size}"
@@ -271,7 +276,11 @@ def color_transfer(num_points: int = 2000, seed: int = 0, *, eta: float = 1200.0
 
     - `ValueError`: if a photograph has fewer pixels than `num_points`.
     """
-    images = tuple(np.asarray(image) for image in _require("sklearn.datasets").load_sample_images().images)
+    with _demo_extra():
+        from sklearn.datasets import load_sample_images
+
+        photographs: Any = load_sample_images()
+    images = [np.asarray(image) for image in photographs.images]
     r = np.random.default_rng(seed)
     clouds = []
     for image in images:
@@ -307,9 +316,9 @@ def standard() -> dict[str, Callable[[], NamedProblem]]:
         "GAUSS2D-1000": ft.partial(gauss2d, 1000),
         "GAUSS2D-2000": ft.partial(gauss2d, 2000),
         "LAP-2000": ft.partial(lap, 2000),
-        "GAUSS2D-500-eps1e-2": ft.partial(gauss2d, 500, 1e-2),
-        "GAUSS2D-500-eps1e-3": ft.partial(gauss2d, 500, 1e-3),
-        "GAUSS2D-500-eps1e-4": ft.partial(gauss2d, 500, 1e-4),
+        "GAUSS2D-500-eps0.01": ft.partial(gauss2d, 500, 1e-2),
+        "GAUSS2D-500": ft.partial(gauss2d, 500),
+        "GAUSS2D-500-eps0.0001": ft.partial(gauss2d, 500, 1e-4),
     }
 
 
@@ -366,11 +375,9 @@ def _read_idx_images(path: pathlib.Path, indices: tuple[int, ...]) -> list[UInt8
     return [images[index] for index in indices]
 
 
-def _require(module: str) -> Any:
-    import importlib
-
+@contextlib.contextmanager
+def _demo_extra() -> Iterator[None]:
     try:
-        return importlib.import_module(module)
+        yield
     except ImportError as error:
-        package = {"sklearn": "scikit-learn"}.get(module.split(".")[0], module.split(".")[0])
-        raise ImportError(f'This problem needs {package}: `pip install "ot-sns[demo]"`.') from error
+        raise ImportError(f'This problem needs the extra `demo`: pip install "ot-sns[demo]". ({error})') from error
