@@ -1,7 +1,7 @@
 """Primitives shared by the Stationary packages: implicit derivatives, linear solves, result codes, certificates."""
 
-from . import krylov
+from . import certify, dist, implicit, krylov, operators
 from ._results import RESULTS
 
 
-__all__ = ["RESULTS", "krylov"]
+__all__ = ["RESULTS", "certify", "dist", "implicit", "krylov", "operators"]
