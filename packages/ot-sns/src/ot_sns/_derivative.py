@@ -102,7 +102,7 @@ def value(
 def _value_jvp(primals, tangents):
     # Stationarity in (f, g) makes their tangents drop out. They stay differentiable here, so a
     # second derivative sees them.
-    *data, f, g = primals
+    data, (f, g) = primals[:4], primals[4:]
     tangent = jax.jvp(lambda *d: _dual(*d, f, g), data, tangents[:4])[1]
     return value(*primals), tangent
 

@@ -17,6 +17,11 @@ _STAGE_GATE = 0.3
 _FINAL_GATE = 0.05
 _GATE_STEPS = 200
 _HALVINGS = 20
+# A stage that took this many Newton steps was too far from the last: cool down more slowly.
+_HARD_STAGE = 4
+# The smallest trust radius, in units of `log_u`: below it a Newton step is worth no more than one
+# of Sinkhorn's.
+_MIN_RADIUS = 1.0
 # Newton steps in the final stage without an error a tenth smaller: the rounding floor.
 _PATIENCE = 12
 
@@ -24,8 +29,8 @@ _PATIENCE = 12
 class SparseNewton(AbstractSolver):
     r"""Sinkhorn-Newton-Sparse, made adaptive. The default, and the one to use.
 
-    1. *Annealing*: solve roughly at $4^k \varepsilon$, then at each quarter of it, down to
-        $\varepsilon$.
+    1. *Annealing*: solve roughly at a large regularisation, then at a quarter of it, and so on down
+        to $\varepsilon$; in smaller steps after a stage that turned out to be hard.
     2. *Gate*: Sinkhorn iterations until $\chi^2 = \sum_i (a_i - r_i)^2 / r_i$ is small. This replaces
         the paper's fixed number of warm-up iterations; Newton from a cold start diverges.
     3. *Newton* on the semi-dual: truncated conjugate gradients, preconditioned by the diagonal of
@@ -41,7 +46,7 @@ class SparseNewton(AbstractSolver):
         problems whose plan has few entries that matter, else a dense one. `"sparse"` always
         sparsifies, and exceeds the error budget where `nnz_per_row` leaves no room.
     - `nnz_per_row`: room for this many entries of the plan a row, on average.
-    - `annealing_factor`: the ratio of consecutive regularisations, above one.
+    - `annealing_factor`: the largest ratio of consecutive regularisations, above one.
     - `max_cg_steps`: the limit of conjugate-gradient steps for one Newton step.
 
     ```python
@@ -107,23 +112,20 @@ class SparseNewton(AbstractSolver):
         finite = jnp.isfinite(end.error) | (end.num_steps == 0)
         return Outcome(f, ending(end.best_error, tol, end.done, finite=finite), stats)
 
-    def _epsilon(self, problem: Dense, stages_left: IntScalar) -> FloatScalar:
-        factor = jnp.asarray(self.annealing_factor, problem.cost.dtype)
-        return problem.epsilon * factor ** stages_left.astype(factor.dtype)
-
     def _start(self, problem: Dense, f: Float[Array, " n"] | None) -> "_State":
         dtype = problem.cost.dtype
         spread = jnp.max(problem.cost) - jnp.min(problem.cost)
-        first = jnp.maximum(_FIRST_EPSILON * spread / problem.epsilon, 1)
-        stages = jnp.floor(jnp.log(first) / jnp.log(jnp.asarray(self.annealing_factor, dtype)))
-        stages = stages.astype(jnp.int32)
+        ratio = jnp.maximum(_FIRST_EPSILON * spread / problem.epsilon, 1)
+        factor = jnp.asarray(self.annealing_factor, dtype)
+        # Whole stages, so that the last one does not fall short.
+        epsilon = problem.epsilon * factor ** jnp.floor(jnp.log(ratio) / jnp.log(factor))
         if f is None:
             f = jnp.zeros_like(problem.a)
         else:
             # A start that is already near the solution must not be heated up again.
             semidual = Semidual(problem, f)
             near = semidual.chi_square(semidual.anchor_point()) <= 1
-            stages = jnp.where(near, 0, stages)
+            epsilon = jnp.where(near, problem.epsilon, epsilon)
         zero = jnp.array(0, jnp.int32)
         infinity = jnp.array(jnp.inf, dtype)
         return _State(
@@ -132,9 +134,11 @@ class SparseNewton(AbstractSolver):
             best_f=f,
             best_error=infinity,
             since_best=zero,
-            stages_left=stages,
+            epsilon=epsilon,
+            factor=factor,
             stage_newton=zero,
             gate_steps=zero,
+            radius=infinity,
             last_cg=zero,
             num_steps=zero,
             num_newton=zero,
@@ -151,8 +155,8 @@ class SparseNewton(AbstractSolver):
 
         The kernel is in no loop's carry, so it is never copied.
         """
-        final = state.stages_left == 0
-        staged = problem.at(self._epsilon(problem, state.stages_left))
+        final = state.epsilon <= problem.epsilon
+        staged = problem.at(state.epsilon)
         stage_tol = jnp.where(final, tol, jnp.asarray(_STAGE_TOLERANCE, tol.dtype))
         gate = jnp.where(final, _FINAL_GATE, _STAGE_GATE).astype(tol.dtype)
         semidual = Semidual(staged, state.f)
@@ -186,15 +190,32 @@ class SparseNewton(AbstractSolver):
         lost = unfinished(state)
         f = jax.lax.cond(lost, lambda: log_row_step(staged, point.g), lambda: point.f)
         cooler = ~lost & ~final & (state.num_steps < max_steps)
+        factor, epsilon = self._cool(problem, state)
+        stagnated = state.since_best >= _PATIENCE
+        broken = ~jnp.all(jnp.isfinite(f) | (problem.a == 0))
         return state.replace(
             f=f,
-            stages_left=state.stages_left - cooler.astype(jnp.int32),
+            epsilon=jnp.where(cooler, epsilon, state.epsilon),
+            factor=jnp.where(cooler, factor, state.factor),
             num_stages=state.num_stages + cooler.astype(jnp.int32),
             stage_newton=jnp.where(cooler, 0, state.stage_newton),
             num_steps=state.num_steps + lost.astype(jnp.int32),
-            done=(final & ((state.error <= tol) | (state.since_best >= _PATIENCE)))
-            | ~jnp.all(jnp.isfinite(f) | (problem.a == 0)),
+            done=(final & ((state.error <= tol) | stagnated)) | broken,
         )
+
+    def _cool(self, problem: Dense, state: "_State") -> tuple[FloatScalar, FloatScalar]:
+        """Choose the next stage's regularisation from how hard the last one was."""
+        largest = jnp.asarray(self.annealing_factor, state.factor.dtype)
+        hard = state.stage_newton >= _HARD_STAGE
+        factor = jnp.where(
+            hard,
+            jnp.maximum(jnp.sqrt(state.factor), jnp.sqrt(jnp.sqrt(largest))),
+            jnp.minimum(state.factor**2, largest),
+        )
+        epsilon = state.epsilon / factor
+        # A last step that would be tiny is joined to the one before it.
+        joined = epsilon <= jnp.sqrt(jnp.sqrt(largest)) * problem.epsilon
+        return factor, jnp.where(joined, problem.epsilon, epsilon)
 
     def _newton_step(
         self, semidual: Semidual, point: Point, tol: FloatScalar, state: "_State"
@@ -206,6 +227,7 @@ class SparseNewton(AbstractSolver):
         direction = newton_direction(
             semidual,
             point,
+            radius=state.radius,
             rtol=forcing,
             budget=0.1 * jnp.minimum(1, error),
             hessian=self.hessian,
@@ -213,7 +235,9 @@ class SparseNewton(AbstractSolver):
             max_cg_steps=self.max_cg_steps,
             expected_cg_steps=state.last_cg,
         )
+        after, length = _line_search(semidual, point, direction.x)
         state = state.replace(
+            radius=_next_radius(state.radius, length, direction.x),
             stage_newton=state.stage_newton + 1,
             gate_steps=jnp.zeros_like(state.gate_steps),
             last_cg=direction.num_cg,
@@ -222,7 +246,7 @@ class SparseNewton(AbstractSolver):
             num_cg=state.num_cg + direction.num_cg,
             hessian_nnz=direction.nnz,
         )
-        return _line_search(semidual, point, direction.x), state
+        return after, state
 
 
 class _State(eqx.Module):
@@ -231,9 +255,11 @@ class _State(eqx.Module):
     best_f: Float[Array, " n"]
     best_error: FloatScalar
     since_best: IntScalar
-    stages_left: IntScalar
+    epsilon: FloatScalar
+    factor: FloatScalar
     stage_newton: IntScalar
     gate_steps: IntScalar
+    radius: FloatScalar
     last_cg: IntScalar
     num_steps: IntScalar
     num_newton: IntScalar
@@ -260,8 +286,19 @@ class _State(eqx.Module):
         )
 
 
-def _line_search(semidual: Semidual, before: Point, x: Float[Array, " n"]) -> Point:
+def _next_radius(
+    radius: FloatScalar, length: FloatScalar, x: Float[Array, " n"]
+) -> FloatScalar:
+    """Widen the trust region after a full step; after a short one, shrink it to what was moved."""
+    moved = length * jnp.max(jnp.abs(x))
+    shrunk = jnp.maximum(jnp.minimum(2 * moved, radius / 2), _MIN_RADIUS)
+    return jnp.where(length >= 1, 4 * radius, jnp.where(length > 0.25, radius, shrunk))
+
+
+def _line_search(semidual: Semidual, before: Point, x: Float[Array, " n"]) -> tuple[Point, FloatScalar]:
     """Backtrack along `x` until the dual has increased enough; failing that, a Sinkhorn step.
+
+    The step length is returned too, zero for a Sinkhorn step.
 
     Near convergence the increase falls below the rounding of the dual, where an exact Armijo test
     rejects good steps; the slack is that rounding.
@@ -273,7 +310,9 @@ def _line_search(semidual: Semidual, before: Point, x: Float[Array, " n"]) -> Po
     slack = 100 * jnp.finfo(x.dtype).eps * size
 
     def accepts(length: FloatScalar, point: Point) -> BoolScalar:
-        return point.dual >= before.dual + 1e-4 * length * slope - slack
+        # A column whose every row underflows has an infinite dual: no increase.
+        enough = point.dual >= before.dual + 1e-4 * length * slope - slack
+        return enough & jnp.isfinite(point.dual)
 
     def going(carry: tuple[FloatScalar, Point, IntScalar]) -> BoolScalar:
         length, point, count = carry
@@ -289,4 +328,5 @@ def _line_search(semidual: Semidual, before: Point, x: Float[Array, " n"]) -> Po
     start = (jnp.ones_like(slope), trial, jnp.array(0, jnp.int32))
     length, point, _ = jax.lax.while_loop(going, halve, start)
     usable = accepts(length, point) & (slope > 0)
-    return jax.lax.cond(usable, lambda: point, lambda: semidual.sinkhorn_step(before))
+    after = jax.lax.cond(usable, lambda: point, lambda: semidual.sinkhorn_step(before))
+    return after, jnp.where(usable, length, 0)
