@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ._certificate import Certificate
 from ._custom_types import RealScalar
 from ._misc import real_dtype, tree_axpy, tree_dot, tree_scale
-from ._pcg_kernel import pcg, scale_of
+from ._pcg_kernel import pcg_loop, scale_of
 from ._results import RESULTS
 
 
@@ -186,17 +186,16 @@ class PCG(lx.AbstractLinearSolver[_State]):
         false = rnorm < 0
 
         def body(c: _Rounds) -> _Rounds:
-            dx, info = pcg(
+            run = pcg_loop(
                 mv,
                 c.r,
                 precond_mv=None if precond is None else precond.mv,
-                rtol=0.0,
-                atol=tol,
+                tol=tol,
                 max_steps=max_steps - c.num_steps,
                 stagnation=self.stagnation,
                 dot=self.dot,
             )
-            x = tree_axpy(jnp.ones((), rnorm.dtype), dx, c.x)
+            x = tree_axpy(jnp.ones((), rnorm.dtype), run.x, c.x)
             r = tree_axpy(-jnp.ones((), rnorm.dtype), mv(x), b)
             new = jnp.sqrt(self.dot(r, r))
             # A refinement that does not lower the true residual is thrown away. The first round always counts: its
@@ -204,19 +203,19 @@ class PCG(lx.AbstractLinearSolver[_State]):
             keep = jnp.isfinite(new) & ((c.count == 0) | (new < c.rnorm))
             x, r = jtu.tree_map(lambda u, v: jnp.where(keep, u, v), (x, r), (c.x, c.r))
             # Storing x in this precision alone leaves a residual of about eps |A| |x|.
-            floor = 10 * eps * info.norm_estimate * jnp.sqrt(self.dot(x, x))
+            floor = 10 * eps * run.norm_estimate * jnp.sqrt(self.dot(x, x))
             worthwhile = keep & (new > floor) & ((c.count == 0) | (new < 0.5 * c.rnorm))
             return _Rounds(
                 count=c.count + 1,
                 x=x,
                 r=r,
                 rnorm=jnp.where(keep, new, c.rnorm),
-                recurrence=jnp.where(keep, info.relres * c.rnorm, c.recurrence),
-                num_steps=c.num_steps + info.num_steps,
-                cond=jnp.where(c.count == 0, info.ritz_max / info.ritz_min, c.cond),
-                go_on=worthwhile & ~(info.indefinite | info.nonfinite),
-                indefinite=c.indefinite | info.indefinite,
-                nonfinite=c.nonfinite | info.nonfinite | ~jnp.isfinite(new),
+                recurrence=jnp.where(keep, run.rnorm, c.recurrence),
+                num_steps=c.num_steps + run.k,
+                cond=jnp.where(c.count == 0, run.ritz.high / run.ritz_min, c.cond),
+                go_on=worthwhile & ~(run.indefinite | run.nonfinite),
+                indefinite=c.indefinite | run.indefinite,
+                nonfinite=c.nonfinite | run.nonfinite | ~jnp.isfinite(new),
             )
 
         def active(c: _Rounds) -> Array:

@@ -5,6 +5,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ._custom_types import IntScalar, RealScalar, Vector
@@ -22,7 +23,7 @@ class PCGInfo(eqx.Module):
     - `indefinite`: a direction with $p^* A p \le 0$, or a residual with $r^* M r \le 0$, was met.
     - `stagnated`: progress stopped before the tolerance was met.
     - `nonfinite`: the right-hand side, the operator or the preconditioner gave a NaN or an infinity.
-    - `ritz_min`, `ritz_max`: estimates, from inside, of the extreme eigenvalues of the preconditioned operator
+    - `ritz_min`, `ritz_max`: Rayleigh quotients that estimate, from inside, the extreme eigenvalues of the preconditioned operator
         $M A$: in exact arithmetic $\lambda_{\min} \le$ `ritz_min` $\le$ `ritz_max` $\le \lambda_{\max}$. NaN before the
         first step.
     - `norm_estimate`: estimate of $\lVert A\rVert_2$, the unpreconditioned operator.
@@ -39,18 +40,20 @@ class PCGInfo(eqx.Module):
 
 
 class _Ritz(eqx.Module):
-    # The Lanczos matrix is T = R^T R with R upper bidiagonal, R_jj = alpha_j^(-1/2), R_{j,j+1} = (beta_{j+1}/alpha_j)^(1/2).
-    # Its extreme singular values are followed by bordering one vector each, a few scalar operations a step:
-    # Meurant and Tichy, "Approximating the extreme Ritz values and upper bounds for the A-norm of the error in CG",
-    # Numerical Algorithms 82 (2019). Both stay inside the spectrum because each is a Rayleigh quotient of T.
-    high: Float[Array, ""]  # largest Ritz value, from below
-    high_last: Float[Array, ""]  # last entry of the vector that shows it
-    inv_low: Float[Array, ""]  # inverse of the smallest Ritz value, from below
-    inv_low_last: Float[Array, ""]
-    coupling: Float[Array, ""]  # R_{j,j+1} of the next column
+    # Rayleigh quotients of M A that cost a few scalar operations a step. From above, those of the leading pairs of
+    # Lanczos vectors: 2 x 2 blocks of the matrix T_kk = 1/alpha_k + beta_k/alpha_{k-1}, T_{k,k+1} = sqrt(beta_{k+1})/alpha_k.
+    # From below, that of the iterate, <x, A x> / <x, M^-1 x>: the first is the energy, the second follows from the
+    # recurrences of x and p, as in Steihaug, SIAM J. Numer. Anal. 20 (1983).
+    high: Float[Array, ""]
+    inv_alpha: Float[Array, ""]  # 1/alpha of the last step
+    ratio: Float[Array, ""]  # beta/alpha of the last step
+    entry: Float[Array, ""]  # T_kk of the last step
+    xx: Float[Array, ""]  # <x, M^-1 x>
+    xp: Float[Array, ""]
+    pp: Float[Array, ""]
 
 
-class _Carry(eqx.Module):
+class PCGCarry(eqx.Module):
     k: Int[Array, ""]
     x: Any
     r: Any
@@ -67,30 +70,32 @@ class _Carry(eqx.Module):
     nonfinite: Bool[Array, ""]
     diverged: Bool[Array, ""]
 
+    @property
+    def ritz_min(self) -> Array:
+        return self.energy / jnp.where(self.ritz.xx > 0, self.ritz.xx, 1)
 
-def _top_eigenpair(a, b, c):
-    # Largest eigenvalue of [[a, b], [b, c]] and its unit eigenvector. `hypot` does not overflow where squares do.
-    half = 0.5 * (a - c)
-    radius = jnp.hypot(half, b)
-    u = jnp.where(half >= 0, half + radius, b)
-    v = jnp.where(half >= 0, b, radius - half)
-    length = jnp.hypot(u, v)
-    safe = jnp.where(length > 0, length, 1)
-    return 0.5 * (a + c) + radius, jnp.where(length > 0, u / safe, 1), v / safe
+    @property
+    def norm_estimate(self) -> Array:
+        return self.ritz.high * self.inv_precond
 
 
-def _ritz_step(ritz: _Ritz, first, alpha, beta) -> _Ritz:
-    pivot = 1 / jnp.sqrt(alpha)
-    y = ritz.high_last * ritz.coupling
-    high, _, high_last = _top_eigenpair(ritz.high + y * y, y * pivot, pivot * pivot)
-    w = ritz.inv_low_last * ritz.coupling / pivot
-    inv_low, s, c = _top_eigenpair(ritz.inv_low + w * w, -w / pivot, alpha)
+def _ritz_step(c: _Ritz, alpha, beta, g) -> _Ritz:
+    inv_alpha = 1 / alpha
+    entry = inv_alpha + c.ratio
+    # The off-diagonal square is at most the product of the diagonal: dividing by the larger avoids overflow.
+    large = jnp.maximum(entry, c.entry)
+    half = 0.5 * (entry - c.entry) / large
+    off = (c.ratio / large) * (c.inv_alpha / large)
+    top = 0.5 * (entry + c.entry) + large * jnp.sqrt(half * half + off)
+    xp = c.xp + alpha * c.pp
     return _Ritz(
-        high=jnp.where(first, 1 / alpha, high),
-        high_last=jnp.where(first, 1, high_last),
-        inv_low=jnp.where(first, alpha, inv_low),
-        inv_low_last=jnp.where(first, jnp.sqrt(alpha), c / pivot - s * w),
-        coupling=jnp.sqrt(beta / alpha),
+        high=jnp.maximum(c.high, top),
+        inv_alpha=inv_alpha,
+        ratio=beta * inv_alpha,
+        entry=entry,
+        xx=c.xx + alpha * (c.xp + xp),
+        xp=beta * xp,
+        pp=g + beta * beta * c.pp,
     )
 
 
@@ -109,11 +114,12 @@ def scale_of(b: Any, dot: Callable[[Any, Any], Array]) -> Float[Array, ""]:
         # their sum is the 1-norm of `b`.
         roots = jtu.tree_map(lambda leaf: jnp.sqrt(jnp.abs(leaf)), b)
         size = dot(roots, roots).astype(dtype)
-    usable = (size > 0) & (size <= finfo.max)
-    _, exponent = jnp.frexp(jnp.where(usable, size, 1))
-    # Both the scale and its inverse must be normal numbers.
-    exponent = jnp.clip(exponent, int(finfo.minexp) + 4, -int(finfo.minexp) - 4)
-    return jnp.ldexp(jnp.ones((), dtype), exponent)
+    size = jnp.where((size > 0) & (size <= finfo.max), size, 1)
+    # Clearing the mantissa leaves the power of two. Both it and its inverse must be normal numbers.
+    size = jnp.clip(size, 16 * finfo.tiny, 1 / (16 * finfo.tiny))
+    integer = jnp.dtype(f"int{finfo.bits}")
+    mask = np.array(-1 << finfo.nmant, integer)
+    return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(size, integer) & mask, dtype)
 
 
 def pcg(
@@ -184,38 +190,39 @@ def pcg(
     b = tree_scale(1 / scale, b)
     bnorm = jnp.sqrt(dot(b, b))
     tol = jnp.maximum(jnp.asarray(rtol, dtype) * bnorm, jnp.asarray(atol, dtype) / scale)
-    # Zeros are made from `b`, so that inside `shard_map` they vary over the same mesh axes as what replaces them.
-    x = tree_scale(jnp.zeros((), dtype), b)
-    r = b
+    x, r = None, b
     if x0 is not None:
-        x0 = tree_scale(jnp.where(bnorm > 0, 1 / scale, 0), x0)
-        x = tree_axpy(jnp.ones((), dtype), x0, x)
+        # Where `b` is zero, so is the solution, whatever the first iterate.
+        x = tree_scale(jnp.where(bnorm > 0, 1 / scale, 0), x0)
         r = tree_axpy(-jnp.ones((), dtype), mv(x), b)
-    carry = _pcg_init(r, x, precond_mv, dot)
-    max_steps_ = jnp.asarray(max_steps, carry.k.dtype)
-
-    def active(c: _Carry) -> Array:
-        return (
-            (c.rnorm > tol) & (c.k < max_steps_) & (c.idle < stagnation) & ~(c.indefinite | c.nonfinite | c.diverged)
-        )
-
-    carry = jax.lax.while_loop(active, lambda c: _pcg_step(c, mv, precond_mv, dot), carry)
-    unmet = carry.rnorm > tol
+    carry = pcg_loop(mv, r, precond_mv=precond_mv, tol=tol, max_steps=max_steps, stagnation=stagnation, dot=dot)
+    x = carry.x if x is None else tree_axpy(jnp.ones((), dtype), x, carry.x)
     stepped = carry.k > 0
     info = PCGInfo(
         num_steps=carry.k,
         relres=carry.rnorm / jnp.where(bnorm > 0, bnorm, 1),
         indefinite=carry.indefinite,
-        stagnated=unmet & ((carry.idle >= stagnation) | carry.diverged),
+        stagnated=(carry.rnorm > tol) & ((carry.idle >= stagnation) | carry.diverged),
         nonfinite=carry.nonfinite,
-        ritz_min=jnp.where(stepped, 1 / carry.ritz.inv_low, jnp.nan),
+        ritz_min=jnp.where(stepped, carry.ritz_min, jnp.nan),
         ritz_max=jnp.where(stepped, carry.ritz.high, jnp.nan),
-        norm_estimate=jnp.where(stepped, carry.ritz.high * carry.inv_precond, jnp.nan),
+        norm_estimate=jnp.where(stepped, carry.norm_estimate, jnp.nan),
     )
-    return tree_scale(scale, carry.x), info
+    return tree_scale(scale, x), info
 
 
-def _pcg_init(r, x, precond_mv, dot) -> _Carry:
+def pcg_loop(mv, r, *, precond_mv, tol, max_steps, stagnation, dot) -> PCGCarry:
+    """Run the recurrence on `A x = r` from zero, without scaling, to the absolute tolerance `tol`."""
+    max_steps = jnp.asarray(max_steps, jnp.int32)
+
+    def active(c: PCGCarry) -> Array:
+        stopped = c.indefinite | c.nonfinite | c.diverged
+        return (c.rnorm > tol) & (c.k < max_steps) & (c.idle < stagnation) & ~stopped
+
+    return jax.lax.while_loop(active, lambda c: _pcg_step(c, mv, precond_mv, dot), _pcg_init(r, precond_mv, dot))
+
+
+def _pcg_init(r, precond_mv, dot) -> PCGCarry:
     z = r if precond_mv is None else precond_mv(r)
     rr = dot(r, r)
     g = rr if precond_mv is None else dot(r, z)
@@ -223,9 +230,10 @@ def _pcg_init(r, x, precond_mv, dot) -> _Carry:
     zero = 0 * rnorm
     finite = jnp.isfinite(rr) & jnp.isfinite(g)
     count = jnp.where(finite, jnp.int32(0), jnp.int32(0))
-    return _Carry(
+    return PCGCarry(
         k=count,
-        x=x,
+        # Made from `r`, so that inside `shard_map` it varies over the same mesh axes as what replaces it.
+        x=tree_scale(jnp.zeros((), rnorm.dtype), r),
         r=r,
         p=z,
         g=g,
@@ -235,14 +243,14 @@ def _pcg_init(r, x, precond_mv, dot) -> _Carry:
         energy_mark=zero,
         idle=count,
         inv_precond=jnp.where(g > 0, rr / jnp.where(g > 0, g, 1), 0),
-        ritz=_Ritz(zero, zero, zero, zero, zero),
+        ritz=_Ritz(zero, zero, zero, zero, zero, zero, g),
         indefinite=finite & (rr > 0) & (g <= 0),
         nonfinite=~finite,
         diverged=rnorm < 0,
     )
 
 
-def _pcg_step(c: _Carry, mv, precond_mv, dot) -> _Carry:
+def _pcg_step(c: PCGCarry, mv, precond_mv, dot) -> PCGCarry:
     eps = float(jnp.finfo(c.rnorm.dtype).eps)
     q = mv(c.p)
     d = dot(c.p, q)
@@ -265,8 +273,8 @@ def _pcg_step(c: _Carry, mv, precond_mv, dot) -> _Carry:
     # Residuals of ill-conditioned systems rise for long before they fall, while the energy falls at every step.
     smaller = sound & (rnorm < 0.9 * c.mark)
     lower = energy > c.energy_mark * (1 + 16 * eps)
-    ritz = _ritz_step(c.ritz, c.k == 0, jnp.where(sound, alpha, 1), jnp.maximum(beta, 0))
-    return _Carry(
+    ritz = _ritz_step(c.ritz, jnp.where(sound, alpha, 1), beta, g)
+    return PCGCarry(
         k=c.k + 1,
         x=tree_axpy(alpha, c.p, c.x),
         r=r,
