@@ -12,13 +12,13 @@ from ._sparse_newton import SparseNewton
 
 
 __all__ = [
+    "RESULTS",
+    "SNS",
     "AbstractGeometry",
     "AbstractSolver",
     "DenseCost",
     "EntropicOT",
     "PointCloud",
-    "RESULTS",
-    "SNS",
     "Sinkhorn",
     "Solution",
     "SparseNewton",

@@ -3,7 +3,7 @@
 from typing import TypeVar
 
 import equinox as eqx
-import jax
+import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -34,7 +34,6 @@ def as_float(x: object, name: str) -> Array:
         raise TypeError(f"`{name}` must hold real numbers, got dtype {array.dtype}.")
     if jnp.finfo(array.dtype).bits < 32:
         raise TypeError(
-            f"`{name}` must be float32 or float64, got {array.dtype}: entropic transport "
-            "needs at least float32."
+            f"`{name}` must be float32 or float64, got {array.dtype}: entropic transport needs at least float32."
         )
     return array

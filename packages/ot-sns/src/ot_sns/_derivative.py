@@ -32,9 +32,7 @@ def potential(
     The gauge is fixed by a zero mean. Rows without mass get a zero, in place of $-\infty$.
     """
     inputs = (problem, solver, f, max_steps)
-    scaled, (scale, outcome) = adjoint.apply(
-        _run, _optimality, inputs, frozenset({lx.positive_semidefinite_tag})
-    )
+    scaled, (scale, outcome) = adjoint.apply(_run, _optimality, inputs, frozenset({lx.positive_semidefinite_tag}))
     return scaled / jax.lax.stop_gradient(scale), outcome
 
 
@@ -58,9 +56,7 @@ def _optimality(root: Array, residual: PyTree, inputs: PyTree) -> Array:
     f = root / scale
     has_mass = problem.a > 0
     g = column_potential(problem, f)
-    exponent = jnp.where(
-        has_mass[:, None], (f[:, None] + g[None, :] - problem.cost) / problem.epsilon, -jnp.inf
-    )
+    exponent = jnp.where(has_mass[:, None], (f[:, None] + g[None, :] - problem.cost) / problem.epsilon, -jnp.inf)
     rows = jnp.sum(jnp.exp(exponent), axis=1)
     # Masses that differ would leave no solution to differentiate: only the shape of `a` counts.
     a = problem.a * (jnp.sum(problem.b) / jnp.sum(problem.a))
@@ -99,19 +95,17 @@ def value(
 
 
 @value.defjvp
-def _value_jvp(primals, tangents):
+def _value_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     # Stationarity in (f, g) makes their tangents drop out. They stay differentiable here, so a
     # second derivative sees them.
-    data, (f, g) = primals[:4], primals[4:]
-    tangent = jax.jvp(lambda *d: _dual(*d, f, g), data, tangents[:4])[1]
-    return value(*primals), tangent
+    cost, a, b, epsilon, f, g = primals
 
+    def dual(cost: Array, a: Array, b: Array, epsilon: Array) -> FloatScalar:
+        plan = plan_matrix(cost, epsilon, f, g)
+        return weighted_sum(a, f) + weighted_sum(b, g) - epsilon * jnp.sum(plan)
 
-def _dual(
-    cost: Array, a: Array, b: Array, epsilon: Array, f: Array, g: Array
-) -> FloatScalar:
-    plan = plan_matrix(cost, epsilon, f, g)
-    return weighted_sum(a, f) + weighted_sum(b, g) - epsilon * jnp.sum(plan)
+    tangent = jax.jvp(dual, (cost, a, b, epsilon), tangents[:4])[1]
+    return value(cost, a, b, epsilon, f, g), tangent
 
 
 def plan_matrix(

@@ -58,9 +58,7 @@ class DenseCost(AbstractGeometry):
     def __init__(self, cost: Float[Array, "n m"]):
         cost = as_float(cost, "cost")
         if cost.ndim != 2 or 0 in cost.shape:
-            raise ValueError(
-                f"`cost` must be a non-empty matrix of shape (n, m), got shape {cost.shape}."
-            )
+            raise ValueError(f"`cost` must be a non-empty matrix of shape (n, m), got shape {cost.shape}.")
         self.cost = require(
             cost,
             jnp.all(jnp.isfinite(cost)),
@@ -124,13 +122,10 @@ class PointCloud(AbstractGeometry):
         y = _points(y, "y")
         if x.shape[1] != y.shape[1]:
             raise ValueError(
-                "`x` and `y` must have the same dimension, got points of dimension "
-                f"{x.shape[1]} and {y.shape[1]}."
+                f"`x` and `y` must have the same dimension, got points of dimension {x.shape[1]} and {y.shape[1]}."
             )
         if x.dtype != y.dtype:
-            raise TypeError(
-                f"`x` and `y` must have the same dtype, got {x.dtype} and {y.dtype}."
-            )
+            raise TypeError(f"`x` and `y` must have the same dtype, got {x.dtype} and {y.dtype}.")
         self.x, self.y, self.cost_fn = x, y, cost_fn
 
     def cost_matrix(self) -> Float[Array, "n m"]:
@@ -186,19 +181,14 @@ def rescale_cost(geometry: AbstractGeometry) -> DenseCost:
     """
     cost = geometry.cost_matrix()
     largest = jnp.max(cost)
-    largest = require(
-        largest, largest > 0, "`geometry` must have a positive largest cost.", largest=largest
-    )
+    largest = require(largest, largest > 0, "`geometry` must have a positive largest cost.", largest=largest)
     return DenseCost(cost / largest)
 
 
 def _points(points: Float[Array, "n d"], name: str) -> Float[Array, "n d"]:
     points = as_float(points, name)
     if points.ndim != 2 or 0 in points.shape:
-        raise ValueError(
-            f"`{name}` must be a non-empty cloud of shape (points, dimension), got shape "
-            f"{points.shape}."
-        )
+        raise ValueError(f"`{name}` must be a non-empty cloud of shape (points, dimension), got shape {points.shape}.")
     return require(
         points,
         jnp.all(jnp.isfinite(points)),

@@ -15,8 +15,8 @@ from implicit_core import krylov
 from jaxtyping import Array, Float
 
 from ._custom_types import FloatScalar, IntScalar
-from ._scaling import Dense, matvec, Point, Semidual
-from ._sparsify import choose_threshold, extract, fit_threshold, Threshold
+from ._scaling import Dense, Point, Semidual, matvec
+from ._sparsify import Threshold, choose_threshold, extract, fit_threshold
 
 
 Hessian: TypeAlias = Literal["auto", "dense", "sparse"]

@@ -88,28 +88,20 @@ class EntropicOT(eqx.Module):
         return self.geometry.shape
 
 
-def _weights(
-    weights: Float[Array, " n"] | None, name: str, size: int, mass: FloatScalar
-) -> Float[Array, " n"]:
+def _weights(weights: Float[Array, " n"] | None, name: str, size: int, mass: FloatScalar) -> Float[Array, " n"]:
     if weights is None:
         return jnp.full((size,), mass / size)
     weights = as_float(weights, name)
     if weights.shape != (size,):
-        raise ValueError(
-            f"`{name}` must have shape ({size},) to match the geometry, got {weights.shape}."
-        )
+        raise ValueError(f"`{name}` must have shape ({size},) to match the geometry, got {weights.shape}.")
     if weights.dtype != mass.dtype:
-        raise TypeError(
-            f"`{name}` must have the geometry's dtype {mass.dtype}, got {weights.dtype}."
-        )
+        raise TypeError(f"`{name}` must have the geometry's dtype {mass.dtype}, got {weights.dtype}.")
     weights = require(
         weights,
         jnp.all(jnp.isfinite(weights)),
         f"`{name}` must be finite, but has NaN or infinite entries.",
     )
-    weights = require(
-        weights, jnp.all(weights >= 0), f"`{name}` must be nonnegative.", smallest=jnp.min(weights)
-    )
+    weights = require(weights, jnp.all(weights >= 0), f"`{name}` must be nonnegative.", smallest=jnp.min(weights))
     return require(weights, jnp.sum(weights) > 0, f"`{name}` must have positive total mass.")
 
 

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._custom_types import BoolScalar, FloatScalar, IntScalar
-from ._scaling import Dense, log_row_step, Point, Semidual
-from ._solver import AbstractSolver, check_positive, ending, Outcome, tolerance
+from ._scaling import Dense, Point, Semidual, log_row_step
+from ._solver import AbstractSolver, Outcome, check_positive, ending, tolerance
 
 
 # This many iterations without a better error are the rounding floor: Sinkhorn's error decreases
@@ -72,9 +72,7 @@ class Sinkhorn(AbstractSolver):
                 return point, _advance(state, point.f, semidual.error(point))
 
             point = semidual.anchor_point()
-            state = _State(
-                state.f, semidual.error(point), state.best, state.since_best, state.num_steps
-            )
+            state = _State(state.f, semidual.error(point), state.best, state.since_best, state.num_steps)
             point, state = jax.lax.while_loop(
                 lambda carry: going(carry[1]) & ~semidual.lost(carry[0]), step, (point, state)
             )
@@ -90,12 +88,8 @@ class Sinkhorn(AbstractSolver):
         zero = jnp.array(0, jnp.int32)
         infinity = jnp.array(jnp.inf, tol.dtype)
         f = jnp.zeros_like(problem.a) if f is None else f
-        end = jax.lax.while_loop(
-            going, run_on_one_kernel, _State(f, infinity, infinity, zero, zero)
-        )
-        result = ending(
-            end.error, tol, end.since_best >= _PATIENCE, finite=jnp.isfinite(end.error)
-        )
+        end = jax.lax.while_loop(going, run_on_one_kernel, _State(f, infinity, infinity, zero, zero))
+        result = ending(end.error, tol, end.since_best >= _PATIENCE, finite=jnp.isfinite(end.error))
         stats = dict(num_steps=end.num_steps, num_sinkhorn=end.num_steps, tol=tol)
         return Outcome(end.f, result, stats)
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from ._custom_types import BoolScalar, FloatScalar, IntScalar
 from ._scaling import Dense, log_row_step, weighted_sum
-from ._solver import AbstractSolver, check_positive, ending, Outcome, tolerance
+from ._solver import AbstractSolver, Outcome, check_positive, ending, tolerance
 
 
 _SMALLEST_STEP = 1e-6
@@ -130,13 +130,9 @@ class SNS(AbstractSolver):
             dual = _evaluate(problem, *moved(step)).dual
             return ~(dual >= here.dual + 1e-4 * step * slope - slack)
 
-        step = jax.lax.while_loop(
-            lambda s: rejected(s) & (s > _SMALLEST_STEP), lambda s: s / 2, jnp.ones_like(slope)
-        )
+        step = jax.lax.while_loop(lambda s: rejected(s) & (s > _SMALLEST_STEP), lambda s: s / 2, jnp.ones_like(slope))
         stalled = ~(step > _SMALLEST_STEP) | ~(slope > 0)
-        f, g = jax.tree.map(
-            lambda new, old: jnp.where(stalled, old, new), moved(step), (state.f, state.g)
-        )
+        f, g = jax.tree.map(lambda new, old: jnp.where(stalled, old, new), moved(step), (state.f, state.g))
         error = _evaluate(problem, f, g).error
         num_newton, num_cg = state.num_newton + 1, state.num_cg + info.num_steps
         return _State(f, g, error, num_newton, num_cg, stalled)

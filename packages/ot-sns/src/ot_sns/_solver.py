@@ -68,12 +68,9 @@ def check_positive(**values: float | int | None) -> None:
             raise ValueError(f"`{name}` must be positive, got {value}.")
 
 
-def ending(
-    error: FloatScalar, tol: FloatScalar, stopped: Array, finite: Array | bool = True
-) -> RESULTS:
+def ending(error: FloatScalar, tol: FloatScalar, stopped: Array, finite: Array | bool = True) -> RESULTS:
     """Name the way in which an iteration ended; `stopped` says that it gave up by itself."""
-    result = RESULTS.where(
-        stopped, RESULTS.stagnation, RESULTS.nonlinear_max_steps_reached
-    )
-    result = RESULTS.where(jnp.asarray(finite), result, RESULTS.nonfinite)
-    return RESULTS.where(error <= tol, RESULTS.successful, result)
+    # Equinox's enumeration types its members as its literals.
+    code = RESULTS.where(stopped, RESULTS.marginal_stagnation, RESULTS.nonlinear_max_steps_reached)  # pyright: ignore[reportArgumentType]
+    code = RESULTS.where(jnp.asarray(finite), code, RESULTS.nonfinite)  # pyright: ignore[reportArgumentType]
+    return RESULTS.where(error <= tol, RESULTS.successful, code)  # pyright: ignore[reportArgumentType]

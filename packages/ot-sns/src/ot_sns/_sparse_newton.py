@@ -5,8 +5,8 @@ from jaxtyping import Array, Float
 
 from ._custom_types import BoolScalar, FloatScalar, IntScalar
 from ._newton import Hessian, newton_direction
-from ._scaling import Dense, log_row_step, Point, Semidual, weighted_sum
-from ._solver import AbstractSolver, check_positive, ending, Outcome, tolerance
+from ._scaling import Dense, Point, Semidual, log_row_step, weighted_sum
+from ._solver import AbstractSolver, Outcome, check_positive, ending, tolerance
 
 
 # No problem that was measured is sensitive to a factor of two in these.
@@ -79,16 +79,10 @@ class SparseNewton(AbstractSolver):
 
     def __check_init__(self):
         if self.hessian not in ("auto", "dense", "sparse"):
-            raise ValueError(
-                f'`hessian` must be "auto", "dense" or "sparse", got {self.hessian!r}.'
-            )
-        check_positive(
-            tol=self.tol, nnz_per_row=self.nnz_per_row, max_cg_steps=self.max_cg_steps
-        )
+            raise ValueError(f'`hessian` must be "auto", "dense" or "sparse", got {self.hessian!r}.')
+        check_positive(tol=self.tol, nnz_per_row=self.nnz_per_row, max_cg_steps=self.max_cg_steps)
         if isinstance(self.annealing_factor, float | int) and not self.annealing_factor > 1:
-            raise ValueError(
-                f"`annealing_factor` must be above one, got {self.annealing_factor}."
-            )
+            raise ValueError(f"`annealing_factor` must be above one, got {self.annealing_factor}.")
 
     def run(self, problem: Dense, f: Float[Array, " n"] | None, max_steps: int) -> Outcome:
         """Anneal from `f`, or from zero. See [`ot_sns.AbstractSolver`][]."""
@@ -148,9 +142,7 @@ class SparseNewton(AbstractSolver):
             done=jnp.array(False),
         )
 
-    def _run_on_one_kernel(
-        self, problem: Dense, tol: FloatScalar, max_steps: int, state: "_State"
-    ) -> "_State":
+    def _run_on_one_kernel(self, problem: Dense, tol: FloatScalar, max_steps: int, state: "_State") -> "_State":
         """Anchor the kernel, then iterate until the stage ends or the kernel's range is left.
 
         The kernel is in no loop's carry, so it is never copied.
@@ -162,9 +154,7 @@ class SparseNewton(AbstractSolver):
         semidual = Semidual(staged, state.f)
 
         def unfinished(state: _State) -> BoolScalar:
-            more = jnp.where(
-                final, state.since_best < _PATIENCE, state.stage_newton < _STAGE_NEWTON_STEPS
-            )
+            more = jnp.where(final, state.since_best < _PATIENCE, state.stage_newton < _STAGE_NEWTON_STEPS)
             return more & ~(state.error <= stage_tol) & (state.num_steps < max_steps)
 
         def going(carry: tuple[Point, _State]) -> BoolScalar:
@@ -269,7 +259,7 @@ class _State(eqx.Module):
     done: BoolScalar
 
     def replace(self, **fields: object) -> "_State":
-        return _State(**{**vars(self), **fields})  # pyright: ignore[reportArgumentType]
+        return _State(**{**vars(self), **fields})
 
     def count_sinkhorn(self) -> "_State":
         return self.replace(num_steps=self.num_steps + 1, gate_steps=self.gate_steps + 1)
@@ -286,9 +276,7 @@ class _State(eqx.Module):
         )
 
 
-def _next_radius(
-    radius: FloatScalar, length: FloatScalar, x: Float[Array, " n"]
-) -> FloatScalar:
+def _next_radius(radius: FloatScalar, length: FloatScalar, x: Float[Array, " n"]) -> FloatScalar:
     """Widen the trust region after a full step; after a short one, shrink it to what was moved."""
     moved = length * jnp.max(jnp.abs(x))
     shrunk = jnp.maximum(jnp.minimum(2 * moved, radius / 2), _MIN_RADIUS)

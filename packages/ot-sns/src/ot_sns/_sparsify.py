@@ -72,9 +72,7 @@ def choose_threshold(semidual: Semidual, point: Point, budget: FloatScalar) -> T
     )
 
 
-def fit_threshold(
-    semidual: Semidual, point: Point, threshold: Threshold, capacity: int
-) -> Threshold:
+def fit_threshold(semidual: Semidual, point: Point, threshold: Threshold, capacity: int) -> Threshold:
     """Raise a threshold until at most `capacity` entries pass it, whatever the budget."""
 
     def raise_it(t: Threshold) -> Threshold:
@@ -85,19 +83,16 @@ def fit_threshold(
     return jax.lax.while_loop(lambda t: t.count > capacity, raise_it, threshold)
 
 
-def extract(
-    semidual: Semidual, point: Point, threshold: Threshold, capacity: int
-) -> SparseOperator:
+def extract(semidual: Semidual, point: Point, threshold: Threshold, capacity: int) -> SparseOperator:
     """Gather the plan's entries above a threshold into a sparse operator of static size."""
+    n, m = semidual.kernel.shape
     keep = threshold.mask(plan_of(semidual, point))
     rows, columns, used = compact(keep, capacity)
     values = point.u[rows] * semidual.kernel[rows, columns] * point.v[columns]
-    return SparseOperator(jnp.where(used, values, 0), rows, columns, semidual.kernel.shape)
+    return SparseOperator(jnp.where(used, values, 0), rows, columns, (n, m))
 
 
-def compact(
-    mask: Bool[Array, "n m"], capacity: int
-) -> tuple[Int[Array, " k"], Int[Array, " k"], Bool[Array, " k"]]:
+def compact(mask: Bool[Array, "n m"], capacity: int) -> tuple[Int[Array, " k"], Int[Array, " k"], Bool[Array, " k"]]:
     """List the true entries of a mask, row by row, in `capacity` slots.
 
     `jnp.nonzero(size=...)` runs a cumulative sum over all `n * m` entries, which costs as much as
