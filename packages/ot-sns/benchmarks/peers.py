@@ -82,7 +82,7 @@ class Regot(Method):
 
     def rungs(self, problem):
         del problem
-        return [[{"tol": tol}] for tol in (1e-9, 3e-10, 1e-10, 3e-11, 1e-11, 1e-12)]
+        return [[{"tol": tol}] for tol in (1e-8, 3e-9, 1e-9, 3e-10, 1e-10, 1e-11)]
 
     def prepare(self, problem, setting):
         import regot
@@ -105,9 +105,8 @@ class Mdot(Method):
         # The documented rule: the last tolerance is min(H(a), H(b)) / γ^p with γ = 1/ε.
         entropy = min(float(-(w * np.log(w)).sum()) for w in (problem.a, problem.b))
         gamma = 1 / problem.epsilon
-        return [
-            [{"p": math.log(entropy / target) / math.log(gamma)}] for target in (2e-9, 1e-9, 5e-10, 2e-10, 1e-10, 1e-11)
-        ]
+        targets = (8e-9, 4e-9, 2e-9, 1e-9, 5e-10, 2e-10, 5e-11)
+        return [[{"p": math.log(entropy / target) / math.log(gamma)}] for target in targets]
 
     def prepare(self, problem, setting):
         import torch

@@ -91,11 +91,11 @@ def _tune(problem: NamedProblem, method: Method, limits: Limits) -> Entry:
         if len(rung) > 1 and level == len(rungs) - 1:
             rung = sorted(rung, key=lambda setting: closest.get(_mode(setting), math.inf))[:2]
         for setting in rung:
-            budget = min([limits.once_above, *best.seconds]) if best.reached else limits.once_above
+            budget = min(limits.once_above, 2 * best.first) if best.reached else limits.once_above
             _lower_iteration_limit(setting, pace.get(_mode(setting)), budget)
             entry = _try_tightening(problem, method, setting, limits)
             closest[_mode(setting)] = entry.error
-            pace[_mode(setting)] = min([entry.first, *entry.seconds]) / max(entry.iterations, 1)
+            pace[_mode(setting)] = entry.first / max(entry.iterations, 1)
             best = min(best, entry, key=_preference)
         if best.reached:
             return best
@@ -128,9 +128,10 @@ def _try(problem: NamedProblem, method: Method, setting: Setting, limits: Limits
             entry.seconds.append(_timed(entry.call)[1])
         elif not method.compiles:
             entry.seconds.append(entry.first)
-    except Exception as error:  # a peer's failure is a result
+    except Exception as error:  # noqa: BLE001 a peer's failure is a result
         entry.note = f"raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
-    say(f"{problem.name}: {method.name} {setting} err={entry.error:.2e} its={entry.iterations} first={entry.first:.3f}s")
+    outcome = f"error {entry.error:.2e}, {entry.iterations} iterations, {entry.first:.3f} s at first"
+    say(f"{problem.name}: {method.name} {setting}: {outcome}")
     return entry
 
 

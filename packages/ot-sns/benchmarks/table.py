@@ -9,6 +9,11 @@ from typing import Any
 from .protocol import TARGET, Row
 
 
+INTRODUCTION = (
+    f"CPU seconds until the error of both marginals, $\\|P1-a\\|_1+\\|P^\\top1-b\\|_1$, is at most {TARGET:.0e}, float64, one"
+    " thread. Every method stops by its own rule, tightened per problem until this error, measured alike for all, is"
+    " reached. Methods run in turn, after compilation; medians. In brackets: times our seconds."
+)
 HONEST = (
     "For one exact, unregularised plan on a CPU the network simplex (`ot.emd`) is as fast or faster up to about 4,000 "
     "points a side: use it there. The speed claimed here is for entropic potentials, their gradients, batches, "
@@ -44,9 +49,7 @@ def to_markdown(rows: Sequence[Row], context: dict[str, Any]) -> str:
     lines = [
         "# ot-sns: benchmarks",
         "",
-        f"CPU seconds until the error of both marginals, $\\|P1-a\\|_1+\\|P^\\top1-b\\|_1$, is at most {TARGET:.0e}, float64,"
-        " one thread. Every method stops by its own rule, tightened per problem until this error, measured alike for all,"
-        " is reached. Methods run in turn, after compilation; medians. In brackets: times our seconds.",
+        INTRODUCTION,
         "",
         "| problem | " + " | ".join(_heading(method, rows) for method in methods) + " |",
         "| --- |" + " --- |" * len(methods),
