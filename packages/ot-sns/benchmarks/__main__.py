@@ -3,7 +3,9 @@
 import argparse
 import datetime
 import importlib.metadata
+import json
 import pathlib
+import subprocess
 import sys
 
 from ot_sns import problems
@@ -38,7 +40,10 @@ def main() -> int:
         rows += protocol.run(named[name](), methods, limits)
         if arguments.json:  # after each problem, so that an interrupted run leaves what it has
             arguments.json.write_text(table.to_json(rows, context))
-    page = table.to_markdown(rows, context)
+    extras = {module: _extra(module) for module in ("literal_sns", "gradients")} if arguments.extras else {}
+    if arguments.json:
+        arguments.json.write_text(table.to_json(rows, context, extras))
+    page = table.to_markdown(rows, context, extras)
     if arguments.markdown:
         arguments.markdown.write_text(page)
     print(page)
@@ -53,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--once-above", type=float, default=60.0, help="seconds above which a run is not repeated")
     parser.add_argument("--no-memory", action="store_true", help="skip the peak-memory runs")
     parser.add_argument("--quick", action="store_true", help=f"one round on {', '.join(QUICK)}, no memory")
+    parser.add_argument("--extras", action="store_true", help="also run literal_sns and gradients, for the page")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the rows")
     parser.add_argument("--markdown", type=pathlib.Path, metavar="FILE", help="write the page of the documentation")
     return parser
@@ -64,6 +70,15 @@ def _choose(option: str | None, default: tuple[str, ...], known: tuple[str, ...]
     if unknown:
         sys.exit(f"benchmarks: unknown {', '.join(unknown)}; choose from {', '.join(known)}")
     return chosen
+
+
+def _extra(module: str) -> list[protocol.Row]:
+    """Run another module of this folder in a process of its own: it may need other floating-point settings."""
+    protocol.say(f"benchmarks.{module}")
+    root = pathlib.Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", f"benchmarks.{module}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=root, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def _version(name: str) -> str:
