@@ -58,8 +58,10 @@ def _optimality(root: Array, residual: PyTree, inputs: PyTree) -> Array:
     g = column_potential(problem, f)
     exponent = jnp.where(has_mass[:, None], (f[:, None] + g[None, :] - problem.cost) / problem.epsilon, -jnp.inf)
     rows = jnp.sum(jnp.exp(exponent), axis=1)
-    # Masses that differ would leave no solution to differentiate: only the shape of `a` counts.
-    a = problem.a * (jnp.sum(problem.b) / jnp.sum(problem.a))
+    # Masses that differ would leave no solution to differentiate: only the shape of `a` counts. An
+    # atom without mass has no part in it.
+    a = jnp.where(has_mass, problem.a, 0)
+    a = a * (jnp.sum(jnp.where(problem.b > 0, problem.b, 0)) / jnp.sum(a))
     # The Jacobian is S plus this rank-one term, which fixes the gauge: nonsingular, and of the
     # same magnitude as S.
     gauge = jnp.sum(jnp.where(has_mass, f, 0)) * jnp.sum(problem.a) / problem.a.size**2

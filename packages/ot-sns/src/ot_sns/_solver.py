@@ -52,10 +52,9 @@ def tolerance(tol: float | None, dtype: jnp.dtype) -> FloatScalar:
     if not isinstance(tol, float | int):
         return jnp.maximum(jnp.asarray(tol, dtype), floor)
     if tol < floor:
+        advice = " For tighter marginals pass float64 arrays." if dtype == jnp.float32 else ""
         warnings.warn(
-            f"`tol={tol}` is below what {dtype} potentials can represent; using {floor}. "
-            "For tighter marginals pass float64 arrays (`jax.config.update('jax_enable_x64', "
-            "True)`).",
+            f"`tol={tol}` is below what {dtype} potentials can represent; using {floor}.{advice}",
             stacklevel=2,
         )
     return jnp.asarray(max(tol, floor), dtype)
