@@ -203,7 +203,7 @@ class PCG(lx.AbstractLinearSolver[_State]):
             keep = jnp.isfinite(new) & ((c.count == 0) | (new < c.rnorm))
             x, r = jtu.tree_map(lambda u, v: jnp.where(keep, u, v), (x, r), (c.x, c.r))
             # Storing x in this precision alone leaves a residual of about eps |A| |x|.
-            floor = 10 * eps * run.norm_estimate * jnp.sqrt(self.dot(x, x))
+            floor = 10 * eps * run.watched.norm_estimate * jnp.sqrt(self.dot(x, x))
             worthwhile = keep & (new > floor) & ((c.count == 0) | (new < 0.5 * c.rnorm))
             return _Rounds(
                 count=c.count + 1,
@@ -212,7 +212,7 @@ class PCG(lx.AbstractLinearSolver[_State]):
                 rnorm=jnp.where(keep, new, c.rnorm),
                 recurrence=jnp.where(keep, run.rnorm, c.recurrence),
                 num_steps=c.num_steps + run.k,
-                cond=jnp.where(c.count == 0, run.ritz.high / run.ritz_min, c.cond),
+                cond=jnp.where(c.count == 0, run.watched.high / run.watched.ritz_min, c.cond),
                 go_on=worthwhile & ~(run.indefinite | run.nonfinite),
                 indefinite=c.indefinite | run.indefinite,
                 nonfinite=c.nonfinite | run.nonfinite | ~jnp.isfinite(new),

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -39,47 +39,70 @@ class PCGInfo(eqx.Module):
     norm_estimate: Float[Array, ""]
 
 
-class _Ritz(eqx.Module):
+class _Monitor(NamedTuple):
+    # What is watched beside the recurrence: scalars.
+    energy: Any  # what the energy norm of the error, squared, has lost so far
+    mark: Any  # the residual norm of the last step that counted as progress by it
+    energy_mark: Any  # the same for the energy
+    idle: Any  # number of steps since either
+    inv_precond: Any  # largest |r|^2 / <r, M r>, an estimate of the norm of the inverse of M
     # Rayleigh quotients of M A that cost a few scalar operations a step. From above, those of the leading pairs of
     # Lanczos vectors: 2 x 2 blocks of the matrix T_kk = 1/alpha_k + beta_k/alpha_{k-1}, T_{k,k+1} = sqrt(beta_{k+1})/alpha_k.
     # From below, that of the iterate, <x, A x> / <x, M^-1 x>: the first is the energy, the second follows from the
     # recurrences of x and p, as in Steihaug, SIAM J. Numer. Anal. 20 (1983).
-    high: Float[Array, ""]
-    inv_alpha: Float[Array, ""]  # 1/alpha of the last step
-    ratio: Float[Array, ""]  # beta/alpha of the last step
-    entry: Float[Array, ""]  # T_kk of the last step
-    xx: Float[Array, ""]  # <x, M^-1 x>
-    xp: Float[Array, ""]
-    pp: Float[Array, ""]
+    high: Any
+    inv_alpha: Any  # 1/alpha of the last step
+    ratio: Any  # beta/alpha of the last step
+    entry: Any  # T_kk of the last step
+    xx: Any  # <x, M^-1 x>
+    xp: Any
+    pp: Any
+
+    @property
+    def ritz_min(self) -> Array:
+        return self.energy / jnp.where(self.xx > 0, self.xx, 1)
+
+    @property
+    def norm_estimate(self) -> Array:
+        return self.high * self.inv_precond
+
+
+# Why a loop ended, beside the tolerance and the limits.
+_FINE, _INDEFINITE, _NONFINITE, _DIVERGED = range(4)
 
 
 class PCGCarry(eqx.Module):
+    """The state of `pcg_loop`."""
+
     k: Int[Array, ""]
     x: Any
     r: Any
     p: Any
     g: Float[Array, ""]  # <r, M r>
     rnorm: Float[Array, ""]
-    energy: Float[Array, ""]  # what the energy norm of the error has lost so far
-    mark: Float[Array, ""]  # the residual norm, and below the energy, of the last step that counted as progress
-    energy_mark: Float[Array, ""]
-    idle: Int[Array, ""]
-    inv_precond: Float[Array, ""]  # largest |r|^2 / <r, M r>, an estimate of the norm of the inverse of M
-    ritz: _Ritz
-    indefinite: Bool[Array, ""]
-    nonfinite: Bool[Array, ""]
-    diverged: Bool[Array, ""]
+    watched: _Monitor
+    status: Int[Array, ""]
 
     @property
-    def ritz_min(self) -> Array:
-        return self.energy / jnp.where(self.ritz.xx > 0, self.ritz.xx, 1)
+    def indefinite(self) -> Array:
+        return self.status == _INDEFINITE
 
     @property
-    def norm_estimate(self) -> Array:
-        return self.ritz.high * self.inv_precond
+    def nonfinite(self) -> Array:
+        return self.status == _NONFINITE
 
 
-def _ritz_step(c: _Ritz, alpha, beta, g) -> _Ritz:
+def _status(finite, indefinite, diverged) -> Int[Array, ""]:
+    # Sums of booleans: no constants, which inside `shard_map` would not vary over the mesh axes as the rest does.
+    flags = (finite & indefinite, ~finite, finite & ~indefinite & diverged)
+    return sum(code * flag.astype(jnp.int32) for code, flag in enumerate(flags, start=1))
+
+
+def _watch(c: _Monitor, alpha, beta, g, g_new, rnorm, eps) -> _Monitor:
+    energy = c.energy + alpha * g
+    # Residuals of ill-conditioned systems rise for long before they fall, while the energy falls at every step.
+    smaller = rnorm < 0.9 * c.mark
+    lower = energy > c.energy_mark * (1 + 16 * eps)
     inv_alpha = 1 / alpha
     entry = inv_alpha + c.ratio
     # The off-diagonal square is at most the product of the diagonal: dividing by the larger avoids overflow.
@@ -88,14 +111,19 @@ def _ritz_step(c: _Ritz, alpha, beta, g) -> _Ritz:
     off = (c.ratio / large) * (c.inv_alpha / large)
     top = 0.5 * (entry + c.entry) + large * jnp.sqrt(half * half + off)
     xp = c.xp + alpha * c.pp
-    return _Ritz(
+    return _Monitor(
+        energy=energy,
+        mark=jnp.where(smaller, rnorm, c.mark),
+        energy_mark=jnp.where(lower, energy, c.energy_mark),
+        idle=jnp.where(smaller | lower, 0, c.idle + 1),
+        inv_precond=jnp.maximum(c.inv_precond, jnp.where(g_new > 0, rnorm * (rnorm / g_new), 0)),
         high=jnp.maximum(c.high, top),
         inv_alpha=inv_alpha,
         ratio=beta * inv_alpha,
         entry=entry,
         xx=c.xx + alpha * (c.xp + xp),
         xp=beta * xp,
-        pp=g + beta * beta * c.pp,
+        pp=g_new + beta * beta * c.pp,
     )
 
 
@@ -197,16 +225,17 @@ def pcg(
         r = tree_axpy(-jnp.ones((), dtype), mv(x), b)
     carry = pcg_loop(mv, r, precond_mv=precond_mv, tol=tol, max_steps=max_steps, stagnation=stagnation, dot=dot)
     x = carry.x if x is None else tree_axpy(jnp.ones((), dtype), x, carry.x)
+    watched = carry.watched
     stepped = carry.k > 0
     info = PCGInfo(
         num_steps=carry.k,
         relres=carry.rnorm / jnp.where(bnorm > 0, bnorm, 1),
         indefinite=carry.indefinite,
-        stagnated=(carry.rnorm > tol) & ((carry.idle >= stagnation) | carry.diverged),
+        stagnated=(carry.rnorm > tol) & ((watched.idle >= stagnation) | (carry.status == _DIVERGED)),
         nonfinite=carry.nonfinite,
-        ritz_min=jnp.where(stepped, carry.ritz_min, jnp.nan),
-        ritz_max=jnp.where(stepped, carry.ritz.high, jnp.nan),
-        norm_estimate=jnp.where(stepped, carry.norm_estimate, jnp.nan),
+        ritz_min=jnp.where(stepped, watched.ritz_min, jnp.nan),
+        ritz_max=jnp.where(stepped, watched.high, jnp.nan),
+        norm_estimate=jnp.where(stepped, watched.norm_estimate, jnp.nan),
     )
     return tree_scale(scale, x), info
 
@@ -216,8 +245,8 @@ def pcg_loop(mv, r, *, precond_mv, tol, max_steps, stagnation, dot) -> PCGCarry:
     max_steps = jnp.asarray(max_steps, jnp.int32)
 
     def active(c: PCGCarry) -> Array:
-        stopped = c.indefinite | c.nonfinite | c.diverged
-        return (c.rnorm > tol) & (c.k < max_steps) & (c.idle < stagnation) & ~stopped
+        going = (c.status == _FINE) & (c.watched.idle < stagnation)
+        return (c.rnorm > tol) & (c.k < max_steps) & going
 
     return jax.lax.while_loop(active, lambda c: _pcg_step(c, mv, precond_mv, dot), _pcg_init(r, precond_mv, dot))
 
@@ -228,25 +257,19 @@ def _pcg_init(r, precond_mv, dot) -> PCGCarry:
     g = rr if precond_mv is None else dot(r, z)
     rnorm = jnp.sqrt(rr)
     zero = 0 * rnorm
-    finite = jnp.isfinite(rr) & jnp.isfinite(g)
-    count = jnp.where(finite, jnp.int32(0), jnp.int32(0))
+    status = _status(jnp.isfinite(rr) & jnp.isfinite(g), (rr > 0) & (g <= 0), rr < 0)
+    inv_precond = jnp.where(g > 0, rnorm * (rnorm / g), 0)
+    watched = _Monitor(zero, rnorm, zero, zero, inv_precond, zero, zero, zero, zero, zero, zero, g)
     return PCGCarry(
-        k=count,
+        k=0 * status,
         # Made from `r`, so that inside `shard_map` it varies over the same mesh axes as what replaces it.
         x=tree_scale(jnp.zeros((), rnorm.dtype), r),
         r=r,
         p=z,
         g=g,
         rnorm=rnorm,
-        energy=zero,
-        mark=rnorm,
-        energy_mark=zero,
-        idle=count,
-        inv_precond=jnp.where(g > 0, rr / jnp.where(g > 0, g, 1), 0),
-        ritz=_Ritz(zero, zero, zero, zero, zero, zero, g),
-        indefinite=finite & (rr > 0) & (g <= 0),
-        nonfinite=~finite,
-        diverged=rnorm < 0,
+        watched=watched,
+        status=status,
     )
 
 
@@ -264,16 +287,12 @@ def _pcg_step(c: PCGCarry, mv, precond_mv, dot) -> PCGCarry:
     rnorm = jnp.sqrt(rr)
     finite = jnp.isfinite(d) & jnp.isfinite(rr) & jnp.isfinite(g)
     # |r_k| <= sqrt(kappa) |r_0| in exact arithmetic: growth beyond 1/eps means kappa > 1/eps^2, or no solution.
-    diverged = finite & positive & ((alpha <= 0) | (rnorm * eps > c.mark))
+    diverged = (alpha <= 0) | (rnorm * eps > c.watched.mark)
     sound = finite & positive & ~diverged
     # A step that cannot be trusted is not taken: the iterate stays finite.
     alpha = jnp.where(sound, alpha, 0)
     beta = jnp.where(sound, g / c.g, 0)
-    energy = c.energy + alpha * c.g
-    # Residuals of ill-conditioned systems rise for long before they fall, while the energy falls at every step.
-    smaller = sound & (rnorm < 0.9 * c.mark)
-    lower = energy > c.energy_mark * (1 + 16 * eps)
-    ritz = _ritz_step(c.ritz, jnp.where(sound, alpha, 1), beta, g)
+    watched = _watch(c.watched, jnp.where(sound, alpha, 1), beta, c.g, g, rnorm, eps)
     return PCGCarry(
         k=c.k + 1,
         x=tree_axpy(alpha, c.p, c.x),
@@ -281,13 +300,6 @@ def _pcg_step(c: PCGCarry, mv, precond_mv, dot) -> PCGCarry:
         p=tree_axpy(beta, c.p, z),
         g=g,
         rnorm=jnp.where(sound, rnorm, c.rnorm),
-        energy=energy,
-        mark=jnp.where(smaller, rnorm, c.mark),
-        energy_mark=jnp.where(lower, energy, c.energy_mark),
-        idle=jnp.where(smaller | lower, 0, c.idle + 1),
-        inv_precond=jnp.maximum(c.inv_precond, jnp.where(sound & (g > 0), rr / jnp.where(g > 0, g, 1), 0)),
-        ritz=jtu.tree_map(lambda new, old: jnp.where(sound, new, old), ritz, c.ritz),
-        indefinite=finite & (~positive | ((rr > 0) & (g <= 0))),
-        nonfinite=~finite,
-        diverged=diverged,
+        watched=jtu.tree_map(lambda new, old: jnp.where(sound, new, old), watched, c.watched),
+        status=_status(finite, ~positive | ((rr > 0) & (g <= 0)), diverged),
     )
