@@ -73,7 +73,7 @@ class SparseNewton(AbstractSolver):
 
     tol: float | None = None
     hessian: Hessian = eqx.field(default="auto", static=True)
-    nnz_per_row: int = eqx.field(default=128, static=True)
+    nnz_per_row: int = eqx.field(default=256, static=True)
     annealing_factor: float = 4.0
     max_cg_steps: int = eqx.field(default=1000, static=True)
 
@@ -219,7 +219,7 @@ class SparseNewton(AbstractSolver):
             point,
             radius=state.radius,
             rtol=forcing,
-            budget=0.1 * jnp.minimum(1, error),
+            budget=jnp.maximum(0.1 * jnp.minimum(1, error), 0.01 * forcing),
             hessian=self.hessian,
             capacity=min(n * m, self.nnz_per_row * n),
             max_cg_steps=self.max_cg_steps,

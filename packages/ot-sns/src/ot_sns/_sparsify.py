@@ -9,6 +9,8 @@ with $\delta, \delta' \ge 0$ the dropped masses; and $\|H - H_\Omega\|_2$ is at 
 mass. (Using the sums of the *kept* entries instead makes it singular on every component.)
 """
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,79 +22,85 @@ from ._scaling import Point, Semidual
 
 
 _WORD = 32
-# The threshold `s * budget * min(r_i / m, b_j / n)` keeps the budget for certain at s = 1. Larger
-# s nearly always does too and keeps far fewer entries, so the search starts there.
-_LARGEST_FACTOR = 128.0
+# The threshold `factor * budget * min(r_i / m, b_j / n)` keeps the budget for certain at a factor of
+# one. A larger one usually does too and keeps far fewer entries, so the search starts there.
+_FIRST_FACTOR = 32.0
+_CHUNKS = 16
 
 
-class Threshold(eqx.Module):
-    """Which entries of the plan to keep: those above `factor * min(row, column)`."""
+class Sparsified(eqx.Module):
+    """The entries of a plan above a threshold, in as many slots as there is room for.
 
-    row: Float[Array, " n"]
-    column: Float[Array, " m"]
+    Products visit only the chunks of slots that are used, so room costs memory but no time.
+    """
+
+    plan: SparseOperator
     factor: FloatScalar
     count: IntScalar
     within_budget: BoolScalar
 
-    def mask(self, plan: Float[Array, "n m"]) -> Bool[Array, "n m"]:
-        """Mark the entries to keep."""
-        smallest = jnp.minimum(self.row[:, None], self.column[None, :])
-        return plan > self.factor * smallest
+    def mv(self, x: Float[Array, " m"]) -> Float[Array, " n"]:
+        """Multiply by the kept entries."""
+        return self._sum_over_chunks(lambda plan: plan.mv(x), self.plan.shape[0])
+
+    def transpose_mv(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
+        """Multiply by the transpose of the kept entries."""
+        return self._sum_over_chunks(lambda plan: plan.T.mv(x), self.plan.shape[1])
+
+    def _sum_over_chunks(self, product: Callable[[SparseOperator], Array], size: int) -> Array:
+        plan = self.plan
+        chunk = plan.values.size // _CHUNKS
+
+        def add(i: IntScalar, total: Array) -> Array:
+            values, rows, cols = (
+                jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk) for x in (plan.values, plan.rows, plan.cols)
+            )
+            return total + product(SparseOperator(values, rows, cols, plan.shape))
+
+        used = jnp.minimum((self.count + chunk - 1) // chunk, _CHUNKS)
+        return jax.lax.fori_loop(0, used, add, jnp.zeros(size, plan.values.dtype))
 
 
-def plan_of(semidual: Semidual, point: Point) -> Float[Array, "n m"]:
-    """The plan $P$, to be fused into whatever reads it."""
-    return point.u[:, None] * semidual.kernel * point.v[None, :]
+def sparsify(semidual: Semidual, point: Point, budget: FloatScalar, capacity: int, *, must_fit: bool) -> Sparsified:
+    """Keep what matters of the plan, dropping at most the fraction `budget` of a row's or a column's mass.
 
+    There is no sorting: each trial is one pass over the matrix, and the kept entries themselves tell what was dropped.
 
-def choose_threshold(semidual: Semidual, point: Point, budget: FloatScalar) -> Threshold:
-    """Find a threshold that drops at most the fraction `budget` of every row and column.
+    **Arguments:**
 
-    No sorting: a few passes over the matrix, each of which only counts and sums.
+    - `semidual`, `point`: the plan.
+    - `budget`: the fraction.
+    - `capacity`: how many entries there is room for. If the budget needs more, the result has `count > capacity` and
+        is incomplete; unless `must_fit`, which raises the threshold until it fits and the budget is exceeded.
     """
     n, m = semidual.kernel.shape
     b = semidual.problem.b
-    row, column = budget * point.row_sums / m, budget * b / n
+    slots = -(-capacity // _CHUNKS) * _CHUNKS
 
-    def measure(factor: FloatScalar) -> Threshold:
-        plan = plan_of(semidual, point)
-        keep = Threshold(row, column, factor, jnp.array(0), jnp.array(True)).mask(plan)
-        kept = jnp.where(keep, plan, 0)
-        dropped_rows = point.row_sums - jnp.sum(kept, axis=1)
-        dropped_columns = b - jnp.sum(kept, axis=0)
-        within = jnp.all(dropped_rows <= budget * point.row_sums)
-        within &= jnp.all(dropped_columns <= budget * b)
-        return Threshold(row, column, factor, jnp.sum(keep, dtype=jnp.int32), within)
+    def trial(factor: FloatScalar) -> Sparsified:
+        row, column = factor * budget * point.row_sums / m, factor * budget * b / n
+        plan = point.u[:, None] * semidual.kernel * point.v[None, :]
+        keep = plan > jnp.minimum(row[:, None], column[None, :])
+        rows, columns, count = compact(keep, slots)
+        values = point.u[rows] * semidual.kernel[rows, columns] * point.v[columns]
+        used = jnp.arange(slots, dtype=count.dtype) < count
+        operator = SparseOperator(jnp.where(used, values, 0), rows, columns, (n, m))
+        kept = Sparsified(operator, factor, count, jnp.array(False))
+        within = jnp.all(kept.mv(jnp.ones_like(b)) >= (1 - budget) * point.row_sums)
+        within &= jnp.all(kept.transpose_mv(jnp.ones_like(row)) >= (1 - budget) * b)
+        return Sparsified(operator, factor, count, within)
 
-    start = measure(jnp.asarray(_LARGEST_FACTOR, budget.dtype))
-    return jax.lax.while_loop(
-        lambda t: ~t.within_budget & (t.factor > 1),
-        lambda t: measure(jnp.maximum(t.factor / 4, 1)),
-        start,
-    )
+    def too_coarse(kept: Sparsified) -> BoolScalar:
+        return ~kept.within_budget & (kept.count <= capacity) & (kept.factor > 1)
 
-
-def fit_threshold(semidual: Semidual, point: Point, threshold: Threshold, capacity: int) -> Threshold:
-    """Raise a threshold until at most `capacity` entries pass it, whatever the budget."""
-
-    def raise_it(t: Threshold) -> Threshold:
-        higher = Threshold(t.row, t.column, 2 * t.factor, t.count, jnp.array(False))
-        count = jnp.sum(higher.mask(plan_of(semidual, point)), dtype=jnp.int32)
-        return Threshold(t.row, t.column, higher.factor, count, jnp.array(False))
-
-    return jax.lax.while_loop(lambda t: t.count > capacity, raise_it, threshold)
+    first = trial(jnp.asarray(_FIRST_FACTOR, budget.dtype))
+    kept = jax.lax.while_loop(too_coarse, lambda s: trial(s.factor / 4), first)
+    if must_fit:
+        kept = jax.lax.while_loop(lambda s: s.count > capacity, lambda s: trial(2 * s.factor), kept)
+    return kept
 
 
-def extract(semidual: Semidual, point: Point, threshold: Threshold, capacity: int) -> SparseOperator:
-    """Gather the plan's entries above a threshold into a sparse operator of static size."""
-    n, m = semidual.kernel.shape
-    keep = threshold.mask(plan_of(semidual, point))
-    rows, columns, used = compact(keep, capacity)
-    values = point.u[rows] * semidual.kernel[rows, columns] * point.v[columns]
-    return SparseOperator(jnp.where(used, values, 0), rows, columns, (n, m))
-
-
-def compact(mask: Bool[Array, "n m"], capacity: int) -> tuple[Int[Array, " k"], Int[Array, " k"], Bool[Array, " k"]]:
+def compact(mask: Bool[Array, "n m"], capacity: int) -> tuple[Int[Array, " k"], Int[Array, " k"], IntScalar]:
     """List the true entries of a mask, row by row, in `capacity` slots.
 
     `jnp.nonzero(size=...)` runs a cumulative sum over all `n * m` entries, which costs as much as
@@ -101,7 +109,8 @@ def compact(mask: Bool[Array, "n m"], capacity: int) -> tuple[Int[Array, " k"], 
 
     **Returns:**
 
-    Row indices, column indices and whether the slot is used. Unused slots hold valid indices.
+    Row indices, column indices and how many entries are true. Slots beyond that hold valid indices; where there are
+    more true entries than slots, the last ones are missing.
     """
     n, m = mask.shape
     words_per_row = -(-m // _WORD)
@@ -121,7 +130,7 @@ def compact(mask: Bool[Array, "n m"], capacity: int) -> tuple[Int[Array, " k"], 
     position = _position_of_set_bit(words[owner], slot - starts[owner])
     rows = owner // words_per_row
     columns = jnp.minimum((owner % words_per_row) * _WORD + position, m - 1)
-    return rows, columns, slot < ends[-1]
+    return rows, columns, ends[-1]
 
 
 def _position_of_set_bit(word: Array, rank: Int[Array, " k"]) -> Int[Array, " k"]:
