@@ -127,7 +127,8 @@ class SparseNewton(AbstractSolver):
             error=infinity,
             best_f=f,
             best_error=infinity,
-            since_best=zero,
+            milestone=infinity,
+            since_milestone=zero,
             epsilon=epsilon,
             factor=factor,
             stage_newton=zero,
@@ -154,7 +155,7 @@ class SparseNewton(AbstractSolver):
         semidual = Semidual(staged, state.f)
 
         def unfinished(state: _State) -> BoolScalar:
-            more = jnp.where(final, state.since_best < _PATIENCE, state.stage_newton < _STAGE_NEWTON_STEPS)
+            more = jnp.where(final, state.since_milestone < _PATIENCE, state.stage_newton < _STAGE_NEWTON_STEPS)
             return more & ~(state.error <= stage_tol) & (state.num_steps < max_steps)
 
         def going(carry: tuple[Point, _State]) -> BoolScalar:
@@ -181,7 +182,7 @@ class SparseNewton(AbstractSolver):
         f = jax.lax.cond(lost, lambda: log_row_step(staged, point.g), lambda: point.f)
         cooler = ~lost & ~final & (state.num_steps < max_steps)
         factor, epsilon = self._cool(problem, state)
-        stagnated = state.since_best >= _PATIENCE
+        stagnated = state.since_milestone >= _PATIENCE
         broken = ~jnp.all(jnp.isfinite(f) | (problem.a == 0))
         return state.replace(
             f=f,
@@ -229,6 +230,7 @@ class SparseNewton(AbstractSolver):
         state = state.replace(
             radius=_next_radius(state.radius, length, direction.x),
             stage_newton=state.stage_newton + 1,
+            since_milestone=state.since_milestone + 1,
             gate_steps=jnp.zeros_like(state.gate_steps),
             last_cg=direction.num_cg,
             num_steps=state.num_steps + 1,
@@ -244,7 +246,8 @@ class _State(eqx.Module):
     error: FloatScalar
     best_f: Float[Array, " n"]
     best_error: FloatScalar
-    since_best: IntScalar
+    milestone: FloatScalar  # the error when it had last fallen by a tenth, and the Newton steps since
+    since_milestone: IntScalar
     epsilon: FloatScalar
     factor: FloatScalar
     stage_newton: IntScalar
@@ -265,14 +268,16 @@ class _State(eqx.Module):
         return self.replace(num_steps=self.num_steps + 1, gate_steps=self.gate_steps + 1)
 
     def observe(self, point: Point, error: FloatScalar, final: BoolScalar) -> "_State":
-        """Note the error at a point, and in the last stage whether it is the best so far."""
+        """Note the error at a point, and in the last stage how it compares with the best so far."""
         best = final & (error < self.best_error)
-        better = error < 0.9 * self.best_error
+        # Against the last milestone, not the best: slow but steady progress is no stagnation.
+        fell = error < 0.9 * self.milestone
         return self.replace(
             error=error,
             best_f=jnp.where(best, point.f, self.best_f),
             best_error=jnp.where(best, error, self.best_error),
-            since_best=jnp.where(~final | better, 0, self.since_best + 1),
+            milestone=jnp.where(final & fell, error, self.milestone),
+            since_milestone=jnp.where(final & ~fell, self.since_milestone, 0),
         )
 
 
