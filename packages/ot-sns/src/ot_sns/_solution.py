@@ -50,8 +50,9 @@ class Solution(eqx.Module):
         a, b, plan = self.problem.a, self.problem.b, self.matrix()
         plan = plan * _shrink(a, jnp.sum(plan, axis=1))[:, None]
         plan = plan * _shrink(b, jnp.sum(plan, axis=0))[None, :]
-        missing_a = a - jnp.sum(plan, axis=1)
-        missing_b = b - jnp.sum(plan, axis=0)
+        # Nonnegative but for rounding, which must not make the plan negative.
+        missing_a = jnp.maximum(a - jnp.sum(plan, axis=1), 0)
+        missing_b = jnp.maximum(b - jnp.sum(plan, axis=0), 0)
         mass = jnp.sum(missing_a)
         return plan + missing_a[:, None] * (missing_b / jnp.where(mass > 0, mass, 1))[None, :]
 
