@@ -7,7 +7,7 @@ from ._sinkhorn import Sinkhorn
 from ._sns import SNS
 from ._solution import Solution
 from ._solve import solve
-from ._solver import AbstractSolver
+from ._solver import AbstractSolver, Outcome
 from ._sparse_newton import SparseNewton
 
 
@@ -18,6 +18,7 @@ __all__ = [
     "AbstractSolver",
     "DenseCost",
     "EntropicOT",
+    "Outcome",
     "PointCloud",
     "Sinkhorn",
     "Solution",

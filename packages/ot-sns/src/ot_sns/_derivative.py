@@ -7,6 +7,8 @@ $\partial V / \partial b = g$ and
 $\partial V / \partial \varepsilon = -\sum P - \sum P (C - f - g) / \varepsilon$.
 """
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -56,16 +58,19 @@ def _optimality(root: Array, residual: PyTree, inputs: PyTree) -> Array:
     f = root / scale
     has_mass = problem.a > 0
     g = column_potential(problem, f)
-    exponent = jnp.where(has_mass[:, None], (f[:, None] + g[None, :] - problem.cost) / problem.epsilon, -jnp.inf)
-    rows = jnp.sum(jnp.exp(exponent), axis=1)
+    rows = jnp.sum(plan_matrix(problem.cost, problem.epsilon, jnp.where(has_mass, f, -jnp.inf), g), axis=1)
     # Masses that differ would leave no solution to differentiate: only the shape of `a` counts. An
     # atom without mass has no part in it.
     a = jnp.where(has_mass, problem.a, 0)
     a = a * (jnp.sum(jnp.where(problem.b > 0, problem.b, 0)) / jnp.sum(a))
     # The Jacobian is S plus this rank-one term, which fixes the gauge: nonsingular, and of the
     # same magnitude as S.
-    gauge = jnp.sum(jnp.where(has_mass, f, 0)) * jnp.sum(problem.a) / problem.a.size**2
+    gauge = jnp.sum(jnp.where(has_mass, f, 0)) * jnp.sum(a) / a.size**2
     return jnp.where(has_mass, (problem.epsilon * (rows - a) + gauge) / scale, root)
+
+
+# Optimistix insists on functions without a closure, and jaxtyping's import hook wraps every function in one.
+_run, _optimality = inspect.unwrap(_run), inspect.unwrap(_optimality)
 
 
 def column_potential(problem: Dense, f: Float[Array, " n"]) -> Float[Array, " m"]:

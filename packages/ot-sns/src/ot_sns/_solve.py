@@ -134,7 +134,8 @@ def _check_init(init: object, problem: EntropicOT) -> tuple[Array, Array]:
 def _centre(f: Array, g: Array) -> tuple[Array, Array]:
     finite = jnp.isfinite(f)
     mean = jnp.mean(jnp.where(finite, f, 0), where=finite)
-    return f - mean, g + mean
+    # An infinite potential has no derivative, not even the mean's.
+    return jnp.where(finite, f - mean, f), jnp.where(jnp.isfinite(g), g + mean, g)
 
 
 def _measure(point: tuple[Array, EntropicOT, Array, Array]) -> dict[str, Array]:
