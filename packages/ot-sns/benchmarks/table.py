@@ -14,13 +14,6 @@ INTRODUCTION = (
     " thread. Every method stops by its own rule, tightened per problem until this error, measured alike for all, is"
     " reached. Methods run in turn, after compilation; medians. In brackets: times our seconds."
 )
-HONEST = (
-    "For one exact, unregularised plan on a CPU the network simplex (`ot.emd`) is as fast or faster up to about 4,000 "
-    "points a side: use it there. The speed claimed here is for entropic potentials, their gradients, batches, "
-    "accelerators and memory."
-)
-
-
 EXTRAS = {
     "literal_sns": (
         "## The paper's own experiment",
@@ -104,8 +97,7 @@ def to_markdown(rows: Sequence[Row], context: dict[str, Any], extras: dict[str, 
         "",
         *_mean_lines(rows),
         "",
-        HONEST,
-        "",
+        *_honest_lines(rows),
         *_context_lines(context),
         "",
         *_extra_lines(extras or {}),
@@ -163,6 +155,20 @@ def _mean_lines(rows: Sequence[Row]) -> list[str]:
             f" that it solves{failures}."
         )
     return lines
+
+
+def _honest_lines(rows: Sequence[Row]) -> list[str]:
+    """Say what the network simplex is better at, with this run's count."""
+    exact = [row for row in rows if row["exact"] and row["ratio"]]
+    if not exact:
+        return []
+    faster = sum(row["ratio"] <= 1 for row in exact)
+    text = (
+        "For **one exact, unregularised plan** on a CPU, up to about 4,000 points a side, use the network simplex"
+        f" (`ot.emd`): it returns that plan itself, and it was as fast or faster on {faster} of these {len(exact)} problems."
+        " The speed claimed here is for entropic potentials, their gradients, batches, accelerators and memory."
+    )
+    return [text, ""]
 
 
 def _context_lines(context: dict[str, Any]) -> list[str]:
