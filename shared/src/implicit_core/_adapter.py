@@ -172,14 +172,13 @@ class ImplicitAdjoint(optx.AbstractAdjoint):
 
         **Returns:**
 
-        The pair of `root`, differentiable in `inputs`, and `residual`, which forward mode sees as a constant and
-        reverse mode refuses to pass through.
+        The pair of `root`, differentiable in `inputs`, and `residual`, a constant to differentiation.
         """
         inputs = (*inputs, ft.partial(eqxi.while_loop, kind="lax"))
         root, residual = primal_fn(stop_gradient(inputs))
         solver = _choose(self.linear_solver, self.options, root, residual, inputs, tags)
         out = attach(rewrite_fn, root, residual, inputs, tags, solver)
-        return out, eqxi.nondifferentiable_backward(stop_gradient(residual))
+        return out, stop_gradient(residual)
 
 
 def root(

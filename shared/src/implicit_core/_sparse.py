@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Inexact, Int
+from jaxtyping import Array, Inexact, Int, Shaped
 
 
 class SparseOperator(lx.AbstractLinearOperator):
@@ -50,9 +50,9 @@ class SparseOperator(lx.AbstractLinearOperator):
 
     def __init__(
         self,
-        values: Inexact[Array, " nnz"],
-        rows: Int[Array, " nnz"],
-        cols: Int[Array, " nnz"],
+        values: Shaped[Array, "..."],
+        rows: Shaped[Array, "..."],
+        cols: Shaped[Array, "..."],
         shape: tuple[int, int],
         *,
         tags: object | Iterable[object] = (),
@@ -177,7 +177,7 @@ def _register_tags(check, *tags: object) -> None:
 
 _register_tags(lx.is_tridiagonal, lx.tridiagonal_tag, lx.diagonal_tag)
 _register_tags(lx.has_unit_diagonal, lx.unit_diagonal_tag)
-_register_tags(lx.is_lower_triangular, lx.lower_triangular_tag, lx.diagonal_tag)
-_register_tags(lx.is_upper_triangular, lx.upper_triangular_tag, lx.diagonal_tag)
+_register_tags(lx.is_lower_triangular, lx.lower_triangular_tag)
+_register_tags(lx.is_upper_triangular, lx.upper_triangular_tag)
 _register_tags(lx.is_positive_semidefinite, lx.positive_semidefinite_tag)
 _register_tags(lx.is_negative_semidefinite, lx.negative_semidefinite_tag)
