@@ -29,7 +29,7 @@ _SIZED = {"lap": 500, "gauss2d": 1000, "dens1d": 500, "colors": 3000}
 _SEEDED = ("colors", "digits-l2", "digits-l1", "mnist")
 # Sinkhorn's limit: what is seen within a few seconds.
 _CAP = 20_000
-_CAP_LARGE = 400
+_CAP_LARGE = 200
 _LARGE = 1_500_000
 
 
@@ -146,7 +146,10 @@ def _make(name: str, arguments: argparse.Namespace) -> NamedProblem:
     if name == "mnist":
         named = problems.mnist_pair(arguments.path, seed, seed + 1)
     elif name.startswith("digits"):
-        named = problems.digit_pair(seed, seed + 1, metric="l1" if name.endswith("l1") else "l2")
+        try:
+            named = problems.digit_pair(seed, seed + 1, metric="l1" if name.endswith("l1") else "l2")
+        except IndexError as error:
+            raise ValueError(f"`--seed {seed}`: scikit-learn's digits end before image {seed + 1}") from error
     else:
         named = {"lap": problems.lap, "gauss2d": problems.gauss2d, "dens1d": problems.dens1d}[name](size)
     return named if epsilon is None else dataclasses.replace(named, epsilon=epsilon, known={})
