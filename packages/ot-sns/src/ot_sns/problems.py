@@ -31,7 +31,7 @@ __all__ = [
 
 _PAPER_EPSILON = 1 / 1200  # "η = 1200" of arXiv:2401.12253, for costs scaled to [0, 1]
 
-# ⟨C, P⟩ of the entropic plan (regot's SSNS and mdot_tnt agree on these digits) and the value of the linear programme
+# ⟨C, P⟩ of the entropic plan (two of ours, regot's SSNS and mdot_tnt agree on these digits) and the value of the linear programme
 # (network simplex).
 _KNOWN: dict[str, dict[str, float]] = {
     "LAP-500": {"linear_cost": 0.0034504129, "lp_value": 0.0032219526},
@@ -39,6 +39,8 @@ _KNOWN: dict[str, dict[str, float]] = {
     "DIGITS-L2": {"linear_cost": 0.0079993180, "lp_value": 0.0073984224},
     "DIGITS-L1": {"linear_cost": 0.0634247910, "lp_value": 0.0634247683},
     "GAUSS2D-1000": {"linear_cost": 0.0157795460, "lp_value": 0.0149478873},
+    "GAUSS2D-2000": {"linear_cost": 0.0157268625, "lp_value": 0.0148365013},
+    "LAP-2000": {"linear_cost": 0.0012988533, "lp_value": 0.0008368851},
     "GAUSS2D-500-eps0.01": {"linear_cost": 0.0222914714, "lp_value": 0.0138106839},
     "GAUSS2D-500": {"linear_cost": 0.0145814055, "lp_value": 0.0138106839},
     "GAUSS2D-500-eps0.0001": {"linear_cost": 0.0138521978, "lp_value": 0.0138106839},
