@@ -8,7 +8,7 @@ import lineax as lx
 import numpy as np
 import optimistix as optx
 import pytest
-from implicit_core import certify, RESULTS
+from implicit_core import RESULTS, certify
 from implicit_core.krylov import PCG, pcg, tree_dot
 from stationary_testkit import finite_difference_jvp, no_retrace, tree_allclose, vjp_matches_jvp
 
@@ -97,7 +97,7 @@ def scaled_gradient(matrix, b, c):
 
 
 @eqx.filter_jit
-def kernel(matrix, b, rtol, max_steps=100):
+def kernel(matrix, b, rtol, max_steps: int | jax.Array = 100):
     return pcg(lambda v: matrix @ v, b, rtol=rtol, max_steps=max_steps)
 
 

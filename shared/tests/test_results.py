@@ -15,7 +15,7 @@ def test_results_extend_the_libraries():
     assert "curvature" in RESULTS[RESULTS.indefinite]
 
     # A package's own extension makes no warning (warnings are errors here).
-    class Further(RESULTS):  # pyright: ignore
+    class Further(RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         own = "Something of the package."
 
     assert Further.promote(RESULTS.indefinite) == Further.indefinite

@@ -150,9 +150,7 @@ def test_lineax_dispatch(getkey):
                 assert check(tagged.T) == check(like.T)
                 assert isinstance(check(tagged), bool)
     complex_values = square.values.astype(jnp.complex128)
-    hermitian = SparseOperator(
-        complex_values, square.rows, square.cols, (6, 6), tags=lx.positive_semidefinite_tag
-    )
+    hermitian = SparseOperator(complex_values, square.rows, square.cols, (6, 6), tags=lx.positive_semidefinite_tag)
     assert not lx.is_symmetric(hermitian)
     assert lx.is_diagonal(SparseOperator(jnp.ones(1), jnp.zeros(1, int), jnp.zeros(1, int), (1, 1)))
 

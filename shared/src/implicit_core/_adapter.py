@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 import lineax as lx
 import optimistix as optx
 import optimistix.internal as optxi
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from ._pcg import PCG
 

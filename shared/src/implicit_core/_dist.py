@@ -32,7 +32,8 @@ def shard(tree: Any, mesh: jax.sharding.Mesh, axis: str | None = None) -> Any:
     """Split the leading axis of every array of `tree` over a mesh axis: the global view, for use under `jax.jit`.
 
     What is computed from the result under `jit` is the same as without; XLA adds the communication. Leaves that are not
-    arrays are passed on.
+    arrays are passed on. Call `lineax.linear_solve` with `throw=False` to keep its result split: the check that raises
+    gathers it on every device first.
 
     **Arguments:**
 

@@ -43,9 +43,7 @@ def tree_dot(x: PyTree[Inexact[Array, "..."]], y: PyTree[Inexact[Array, "..."]])
     def leaf_dot(a, b):
         # Contract all axes at once: a reshape to one axis would gather an array that is sharded on a later one.
         axes = tuple(range(a.ndim))
-        out = jax.lax.dot_general(
-            jnp.conj(a), b, ((axes, axes), ((), ())), precision=jax.lax.Precision.HIGHEST
-        )
+        out = jax.lax.dot_general(jnp.conj(a), b, ((axes, axes), ((), ())), precision=jax.lax.Precision.HIGHEST)
         return jnp.real(out).astype(dtype)
 
     return ft.reduce(jnp.add, jtu.tree_leaves(jtu.tree_map(leaf_dot, x, y)))

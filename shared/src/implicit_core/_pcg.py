@@ -226,21 +226,18 @@ class PCG(lx.AbstractLinearSolver[_State]):
         return jax.lax.while_loop(active, body, start)
 
     def _outcome(self, c: _Rounds, bnorm, tol, max_steps) -> tuple[RESULTS, lx.RESULTS]:
-        met = c.rnorm <= 10 * tol
-        limited = c.num_steps >= max_steps
-        result = RESULTS.where(limited, RESULTS.max_steps_reached, RESULTS.stagnation)
-        result = RESULTS.where(c.indefinite, RESULTS.indefinite, result)
-        result = RESULTS.where(met, RESULTS.successful, result)
-        result = RESULTS.where(c.nonfinite | ~jnp.isfinite(bnorm), RESULTS.nonfinite, result)
-        # lineax only knows its own members.
-        code = lx.RESULTS.where(limited, lx.RESULTS.max_steps_reached, lx.RESULTS.stagnation)
-        code = lx.RESULTS.where(c.indefinite, lx.RESULTS.breakdown, code)
-        code = lx.RESULTS.where(met, lx.RESULTS.successful, code)
-        code = lx.RESULTS.where(c.nonfinite, lx.RESULTS.singular, code)
-        code = lx.RESULTS.where(~jnp.isfinite(bnorm), lx.RESULTS.nonfinite_input, code)
+        def pick(results: Any, indefinite: Any, nonfinite: Any, nonfinite_input: Any) -> Any:
+            out = results.where(c.num_steps >= max_steps, results.max_steps_reached, results.stagnation)
+            out = results.where(c.indefinite, indefinite, out)
+            out = results.where(c.rnorm <= 10 * tol, results.successful, out)
+            out = results.where(c.nonfinite, nonfinite, out)
+            return results.where(~jnp.isfinite(bnorm), nonfinite_input, out)
+
+        result = pick(RESULTS, RESULTS.indefinite, RESULTS.nonfinite, RESULTS.nonfinite)
         if self.mode == "soft":
-            code = lx.RESULTS.successful
-        return result, code
+            return result, lx.RESULTS.successful
+        # Lineax only knows its own members.
+        return result, pick(lx.RESULTS, lx.RESULTS.breakdown, lx.RESULTS.singular, lx.RESULTS.nonfinite_input)
 
     def transpose(self, state: _State, options: dict[str, Any]) -> tuple[_State, dict[str, Any]]:
         """Transpose operator and preconditioner. See `lineax.AbstractLinearSolver.transpose`."""

@@ -95,7 +95,8 @@ class PCGCarry(eqx.Module):
 def _status(finite, indefinite, diverged) -> Int[Array, ""]:
     # Sums of booleans: no constants, which inside `shard_map` would not vary over the mesh axes as the rest does.
     flags = (finite & indefinite, ~finite, finite & ~indefinite & diverged)
-    return sum(code * flag.astype(jnp.int32) for code, flag in enumerate(flags, start=1))
+    codes = [code * flag.astype(jnp.int32) for code, flag in enumerate(flags, start=1)]
+    return codes[0] + codes[1] + codes[2]
 
 
 def _watch(c: _Monitor, alpha, beta, g, g_new, rnorm, eps) -> _Monitor:

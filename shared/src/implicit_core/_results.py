@@ -3,7 +3,7 @@ import optimistix as optx
 
 # The messages of inherited members cannot be reworded: Equinox warns at every further subclass when a base and a
 # derived enumeration disagree on the text of one name, and the packages all subclass this one.
-class RESULTS(optx.RESULTS):  # pyright: ignore
+class RESULTS(optx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     """Say how a solve ended: every outcome of Lineax and Optimistix, and those that our solvers add.
 
     Every package of the family extends this enumeration and never makes a second one, so that one

@@ -2,7 +2,7 @@
 
 from ._misc import tree_dot
 from ._pcg import PCG
-from ._pcg_kernel import pcg, PCGInfo
+from ._pcg_kernel import PCGInfo, pcg
 
 
 __all__ = ["PCG", "PCGInfo", "pcg", "tree_dot"]
