@@ -199,7 +199,13 @@ def _cell(key: str, value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.3f}" if key == "seconds" else f"{value:.1e}" if key == "marginal error" else f"{value:.10g}"
+        return (
+            f"{value:.3f}"
+            if key == "seconds"
+            else f"{value:.1e}"
+            if key in ("marginal error", "value proved within")
+            else f"{value:.10g}"
+        )
     return str(value)
 
 

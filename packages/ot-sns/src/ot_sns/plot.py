@@ -30,8 +30,8 @@ def plan(solution: Solution, *, sort: bool = False, decades: float = 6.0, ax: Ax
     **Arguments:**
 
     - `solution`: what [`ot_sns.solve`][] returned.
-    - `sort`: order the rows by the mean index of the columns that they send mass to, so that a plan between unordered
-        atoms is near the diagonal.
+    - `sort`: order the rows by the column that they send most to, so that a plan between unordered atoms is near the
+        diagonal.
     - `decades`: how many powers of ten below the largest entry are told apart.
     - `ax`: the axes to draw on; `None` is the current ones.
 
@@ -52,8 +52,7 @@ def plan(solution: Solution, *, sort: bool = False, decades: float = 6.0, ax: Ax
     axes = _axes(ax)
     matrix = np.asarray(solution.matrix())
     if sort:
-        mass = np.maximum(matrix.sum(axis=1), np.finfo(matrix.dtype).tiny)
-        matrix = matrix[np.argsort(matrix @ np.arange(matrix.shape[1]) / mass)]
+        matrix = matrix[np.argsort(matrix.argmax(axis=1), kind="stable")]
     largest = matrix.max()
     logs = np.log10(np.maximum(matrix / largest, 10.0**-decades))
     image = axes.imshow(logs, cmap="magma_r", vmin=-decades, vmax=0, aspect="auto", interpolation="nearest")
