@@ -36,6 +36,11 @@ class Method(abc.ABC):
     def rungs(self, problem: NamedProblem) -> list[list[Setting]]:
         """List settings from the loosest to the tightest; the settings of one rung are alternatives."""
 
+    def futile(self, setting: Setting, error: float, problem: NamedProblem) -> bool:
+        """Whether a run that ended with this error most likely ends alike under `setting`; asked of slow methods."""
+        del setting, error, problem
+        return False
+
     @abc.abstractmethod
     def prepare(self, problem: NamedProblem, setting: Setting) -> Callable[[], Any]:
         """Convert the arrays and return the call to be timed, which waits for its result."""
@@ -83,6 +88,10 @@ class Regot(Method):
     def rungs(self, problem):
         del problem
         return [[{"tol": tol}] for tol in (1e-8, 3e-9, 1e-9, 3e-10, 1e-10, 1e-11)]
+
+    def futile(self, setting, error, problem):
+        # The 2-norm at the last iterate, if the residual is spread evenly over all n + m entries.
+        return setting["tol"] >= 2 * error / math.sqrt(sum(problem.shape))
 
     def prepare(self, problem, setting):
         import regot

@@ -22,6 +22,7 @@ from .peers import METHODS, Method, Setting
 
 
 TARGET = 1e-9  # of ‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁, measured here for every method
+SLOW = 10.0  # seconds from which tuning does not try what the last error makes futile
 Row = dict[str, Any]
 
 
@@ -91,6 +92,8 @@ def _tune(problem: NamedProblem, method: Method, limits: Limits) -> Entry:
         if len(rung) > 1 and level == len(rungs) - 1:
             rung = sorted(rung, key=lambda setting: closest.get(_mode(setting), math.inf))[:2]
         for setting in rung:
+            if best.first > SLOW and method.futile(setting, best.error, problem):
+                continue
             budget = min(limits.once_above, 2 * best.first) if best.reached else limits.once_above
             _lower_iteration_limit(setting, pace.get(_mode(setting)), budget)
             entry = _try_tightening(problem, method, setting, limits)
