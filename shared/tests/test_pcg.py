@@ -55,6 +55,8 @@ def test_value_and_certificate(dtype, getkey):
     certificate = solution.stats["certificate"]
     assert isinstance(certificate, certify.Certificate)
     assert certificate.kind == "proved"
+    assert certificate.true_relres is not None
+    assert certificate.cond_estimate is not None
     assert relres(matrix, solution.value, b) == pytest.approx(float(certificate.true_relres), abs=100 * eps)
     assert certificate.true_relres <= eps**0.75
     assert 5 <= certificate.cond_estimate <= 50 * (1 + 1e-3)

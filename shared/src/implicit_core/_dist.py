@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def mesh(axis_name: str = "i", devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def mesh(axis_name: str = "i", devices: Sequence[Any] | None = None) -> Mesh:
     """Return a one-dimensional mesh over `devices`, with an automatic axis.
 
     Automatic, because arrays with an explicit axis refuse ordinary indexing, which user code contains.
@@ -24,11 +25,11 @@ def mesh(axis_name: str = "i", devices: Sequence[jax.Device] | None = None) -> j
         ```
     """
     devices = jax.devices() if devices is None else devices
-    # Not `jax.make_mesh`, whose default kind of axis differs between JAX versions.
-    return jax.sharding.Mesh(np.asarray(devices), (axis_name,))
+    # Said outright, because the default kind of axis differs between JAX versions.
+    return Mesh(np.asarray(devices), (axis_name,), axis_types=(AxisType.Auto,))
 
 
-def shard(tree: Any, mesh: jax.sharding.Mesh, axis: str | None = None) -> Any:
+def shard(tree: Any, mesh: Mesh, axis: str | None = None) -> Any:
     """Split the leading axis of every array of `tree` over a mesh axis: the global view, for use under `jax.jit`.
 
     What is computed from the result under `jit` is the same as without; XLA adds the communication. Leaves that are not
@@ -53,7 +54,7 @@ def shard(tree: Any, mesh: jax.sharding.Mesh, axis: str | None = None) -> Any:
     if axis not in mesh.axis_names:
         raise ValueError(f"`axis` must be one of the mesh axes {mesh.axis_names}; got {axis!r}")
     size = mesh.shape[axis]
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
+    sharding = NamedSharding(mesh, PartitionSpec(axis))
 
     def put(leaf):
         if not isinstance(leaf, jax.Array | np.ndarray):
