@@ -26,7 +26,7 @@ def error_after(solver, k):
 
 
 newton = range(1, 16)
-sinkhorn = [int(k) for k in np.unique(np.geomspace(1, 20_000, 25).round())]
+sinkhorn = [int(k) for k in np.unique(np.geomspace(1, 20_000, 16).round())]
 histories = {
     "SparseNewton": (newton, [error_after(ot_sns.SparseNewton(), k) for k in newton]),
     "Sinkhorn": (sinkhorn, [error_after(ot_sns.Sinkhorn(), k) for k in sinkhorn]),
