@@ -103,10 +103,13 @@ def _solve(
         f, g = g, f
     f, g = _centre(f, g)
     stats = stats | _measure(jax.lax.stop_gradient((cost, problem, f, g)))
-    failed = (stats["error"] > stats["tol"]) & (result == RESULTS.successful)
+    objective = value(cost, problem.a, problem.b, problem.epsilon, f, g)
+    # The error is measured here, whatever the solver claims.
+    failed = ~(stats["error"] <= stats["tol"]) & (result == RESULTS.successful)
     result = RESULTS.where(failed, RESULTS.marginal_stagnation, result)
+    result = RESULTS.where(jnp.isfinite(objective), result, RESULTS.nonfinite)
     solution = Solution(
-        value=value(cost, problem.a, problem.b, problem.epsilon, f, g),
+        value=objective,
         f=f,
         g=g,
         result=result,
