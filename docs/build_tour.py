@@ -22,12 +22,13 @@ ROOT = pathlib.Path(__file__).parent.parent.resolve()
 TOUR = ROOT / "tour"
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1.5rem; }
 img { max-width: 100%; background: white; border-radius: 4px; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: 1rem 0; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; }
+td.short, td.number { white-space: nowrap; }
 th { background: var(--soft); } th.number, td.number { text-align: right; }
 code { background: var(--soft); padding: .1rem .3rem; } .failed { color: #c00; }
 footer { margin-top: 3rem; opacity: .7; font-size: .9rem; }
@@ -87,7 +88,8 @@ def html_table(rows: list[dict[str, Any]]) -> str:
     """Lay rows out for the page."""
     names = columns(rows)
     numeric = {name for name in names if all(type(row.get(name)) in (int, float, type(None)) for row in rows)}
-    align = {name: " class=number" if name in numeric else "" for name in names}
+    short = {name for name in names if all(len(cell(row.get(name))) <= 30 for row in rows)}
+    align = {name: " class=number" if name in numeric else " class=short" if name in short else "" for name in names}
     head = "".join(f"<th{align[name]}>{html.escape(name)}</th>" for name in names)
     body = ""
     for row in rows:

@@ -172,8 +172,8 @@ def _sentence(case: Case) -> str:
     n, m = case.named.shape
     return (
         f"{case.named.name} ({n} x {m}): a marginal error of {newton.error:.1e} in {newton.num_steps} steps and "
-        f"{newton.seconds:.2f} s; Sinkhorn {sinkhorn.outcome} with {sinkhorn.error:.1e} after {sinkhorn.num_steps} "
-        f"iterations and {sinkhorn.seconds:.2f} s."
+        f"{newton.seconds:.2f} s; Sinkhorn: {sinkhorn.error:.1e} in {sinkhorn.num_steps} steps and "
+        f"{sinkhorn.seconds:.2f} s ({sinkhorn.outcome})."
     )
 
 
