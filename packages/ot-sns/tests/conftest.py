@@ -3,7 +3,6 @@ shape, 6 x 8, and the compiled programs below."""
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import ot_sns
@@ -23,7 +22,7 @@ def transport_problem(seed: int = 0, shape: tuple[int, int] = SHAPE) -> tuple[An
     """Draw a cost in [0, 1], two positive weights of sum one, and a moderate regularisation."""
     r = np.random.default_rng(seed)
     cost, a, b = r.uniform(size=shape), r.dirichlet(np.full(shape[0], 5)), r.dirichlet(np.full(shape[1], 5))
-    return jnp.asarray(cost), jnp.asarray(a), jnp.asarray(b), jnp.array(0.1)
+    return jnp.asarray(cost), jnp.asarray(a), jnp.asarray(b), jnp.array(0.1, jnp.float64)
 
 
 def solved(cost: Any, a: Any, b: Any, epsilon: Any, solver: Any = None, **kwargs: Any) -> ot_sns.Solution:
@@ -51,7 +50,8 @@ def reference_potentials(cost: Any, a: Any, b: Any, epsilon: Any) -> tuple[np.nd
 @pytest.fixture(scope="session")
 def transport():
     """The compiled solve on 6 x 8 atoms, which fails if it is ever traced twice."""
-    return no_retrace(solved)
+    compiled = no_retrace(solved)
+    return lambda *arrays: compiled(*(jnp.asarray(x, jnp.float64) for x in arrays))
 
 
 @pytest.fixture(scope="session")
@@ -91,9 +91,3 @@ def untyped():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _eager_constants():
-    # Tests build small arrays outside of jit; these are compiled once, before any test is timed.
-    jax.block_until_ready(jnp.zeros(SHAPE))
