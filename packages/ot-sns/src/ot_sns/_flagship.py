@@ -66,7 +66,7 @@ class Run:
         if _succeeded(self.solution):
             return "converged"
         if self.cap is not None and self.num_sinkhorn >= self.cap:
-            return f"stopped at the cap of {self.cap}"
+            return f"capped at {self.cap}"
         return "not converged"
 
     def row(self, named: NamedProblem) -> dict[str, Any]:
