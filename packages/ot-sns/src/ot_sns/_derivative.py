@@ -15,7 +15,7 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Float, PyTree
 
-from ._custom_types import FloatScalar
+from ._custom_types import FloatScalar, IntScalar
 from ._newton import schur_diagonal
 from ._results import RESULTS
 from ._scaling import Dense, Semidual, weighted_sum
@@ -26,7 +26,7 @@ def potential(
     problem: Dense,
     solver: AbstractSolver,
     f: Float[Array, " n"] | None,
-    max_steps: int,
+    max_steps: IntScalar,
     adjoint: optx.AbstractAdjoint,
 ) -> tuple[Float[Array, " n"], tuple[RESULTS, dict[str, Array]]]:
     r"""Run the solver, and give the row potential that it finds its implicit derivative.

@@ -148,9 +148,7 @@ def examine(named: NamedProblem, *, sinkhorn_cap: int, history: bool = True, gra
 
 
 def _solve_up_to(problem: EntropicOT, solver: AbstractSolver, max_steps: int, init: Any = None) -> Solution:
-    # As an array, the limit is not a constant of the program: one compilation serves every limit.
-    limit: Any = jnp.asarray(max_steps, jnp.int32)
-    return jax.block_until_ready(solve(problem, solver, init=init, max_steps=limit, throw=False))
+    return jax.block_until_ready(solve(problem, solver, init=init, max_steps=max_steps, throw=False))
 
 
 def _timed(problem: EntropicOT, solver: AbstractSolver, max_steps: int, init: Any = None) -> tuple[Solution, float]:

@@ -66,11 +66,11 @@ class SNS(AbstractSolver):
             tol=self.tol,
         )
 
-    def run(self, problem: Dense, f: Float[Array, " n"] | None, max_steps: int) -> Outcome:
+    def run(self, problem: Dense, f: Float[Array, " n"] | None, max_steps: IntScalar) -> Outcome:
         """Run Algorithm 1 from `f`, or from zero. See [`ot_sns.AbstractSolver`][]."""
         tol = tolerance(self.tol, problem.cost.dtype)
         f = jnp.zeros_like(problem.a) if f is None else f
-        num_warmup = min(self.num_warmup, max_steps)
+        num_warmup = jnp.minimum(self.num_warmup, max_steps)
 
         def sinkhorn(carry: tuple[IntScalar, Array, Array]) -> tuple[IntScalar, Array, Array]:
             count, _, g = carry

@@ -7,6 +7,7 @@ from implicit_core.krylov import PCG
 from jaxtyping import Array, Float
 
 from ._check import as_float, require
+from ._custom_types import IntScalar
 from ._derivative import column_potential, plan_matrix, potential, value
 from ._problem import EntropicOT
 from ._results import RESULTS
@@ -22,7 +23,7 @@ def solve(
     *,
     init: Solution | tuple[Float[Array, " n"], Float[Array, " m"]] | None = None,
     adjoint: optx.AbstractAdjoint | None = None,
-    max_steps: int = 10_000,
+    max_steps: int | IntScalar = 10_000,
     throw: bool = True,
 ) -> Solution:
     """Solve an entropic optimal transport problem.
@@ -62,8 +63,9 @@ def solve(
     if not isinstance(solver, AbstractSolver):
         got = f"the class `{solver.__name__}` itself" if isinstance(solver, type) else type(solver).__name__
         raise TypeError(f"`solver` must be an instance of an `ot_sns.AbstractSolver`, got {got}.")
-    if max_steps < 1:
-        raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
+    # As an array it is no static argument of the compiled function: another limit is no reason to compile again.
+    steps = jnp.asarray(max_steps, jnp.int32)
+    steps = require(steps, steps >= 1, "`max_steps` must be at least 1.", max_steps=steps)
     if adjoint is None:
         # Strict: a gradient that misses ten times this raises, it is never silently wrong.
         rtol = 1e-5 if jnp.finfo(problem.geometry.dtype).bits == 32 else 1e-10
@@ -72,7 +74,7 @@ def solve(
         init = (init.f, init.g)
     if init is not None:
         init = _check_init(init, problem)
-    return _solve(problem, solver, init, adjoint, max_steps, throw)
+    return _solve(problem, solver, init, adjoint, steps, throw)
 
 
 @eqx.filter_jit
@@ -81,7 +83,7 @@ def _solve(
     solver: AbstractSolver,
     init: tuple[Array, Array] | None,
     adjoint: optx.AbstractAdjoint,
-    max_steps: int,
+    max_steps: IntScalar,
     throw: bool,
 ) -> Solution:
     cost = problem.geometry.cost_matrix()
@@ -108,7 +110,7 @@ def _solve(
     # were, hence a hundredth of slack.
     failed = ~(stats["error"] <= 1.01 * stats["tol"]) & (result == RESULTS.successful)
     result = RESULTS.where(failed, RESULTS.marginal_stagnation, result)
-    result = RESULTS.where(jnp.isfinite(objective), result, RESULTS.nonfinite)
+    result = RESULTS.where(jnp.isfinite(objective), result, RESULTS.nonfinite)  # pyright: ignore[reportArgumentType]
     solution = Solution(
         value=objective,
         f=f,

@@ -5,7 +5,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._custom_types import FloatScalar
+from ._custom_types import FloatScalar, IntScalar
 from ._results import RESULTS
 from ._scaling import Dense
 
@@ -24,7 +24,7 @@ class AbstractSolver(eqx.Module):
     tol: eqx.AbstractVar[float | None]
 
     @abc.abstractmethod
-    def run(self, problem: Dense, f: Float[Array, " n"] | None, max_steps: int) -> Outcome:
+    def run(self, problem: Dense, f: Float[Array, " n"] | None, max_steps: IntScalar) -> Outcome:
         """Find the row potential.
 
         **Arguments:**

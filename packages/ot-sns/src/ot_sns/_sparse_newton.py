@@ -84,7 +84,7 @@ class SparseNewton(AbstractSolver):
         if isinstance(self.annealing_factor, float | int) and not self.annealing_factor > 1:
             raise ValueError(f"`annealing_factor` must be above one, got {self.annealing_factor}.")
 
-    def run(self, problem: Dense, f: Float[Array, " n"] | None, max_steps: int) -> Outcome:
+    def run(self, problem: Dense, f: Float[Array, " n"] | None, max_steps: IntScalar) -> Outcome:
         """Anneal from `f`, or from zero. See [`ot_sns.AbstractSolver`][]."""
         tol = tolerance(self.tol, problem.cost.dtype)
         end = jax.lax.while_loop(
@@ -143,7 +143,7 @@ class SparseNewton(AbstractSolver):
             done=jnp.array(False),
         )
 
-    def _run_on_one_kernel(self, problem: Dense, tol: FloatScalar, max_steps: int, state: "_State") -> "_State":
+    def _run_on_one_kernel(self, problem: Dense, tol: FloatScalar, max_steps: IntScalar, state: "_State") -> "_State":
         """Anchor the kernel, then iterate until the stage ends or the kernel's range is left.
 
         The kernel is in no loop's carry, so it is never copied.
