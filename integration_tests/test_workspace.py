@@ -45,7 +45,10 @@ def test_folder_is_complete(member):
         assert (member / name).exists(), f"{member.name} lacks {name}"
     assert list((member / "tests").glob("test_*.py")), f"{member.name} has no tests"
     assert not list((member / "tests").rglob("__init__.py")), "tests are collected by path, never imported as a package"
-    assert not list((member / "tests").rglob("conftest.py")), "what tests share belongs to the test kit"
+    for conftest in (member / "tests").rglob("conftest.py"):
+        text = conftest.read_text()
+        assert f"import {module}" in text, "fixtures that do not speak of the package belong to the test kit"
+        assert "def pytest_" not in text, "hooks and settings belong to the test kit"
     assert (member / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
 
 

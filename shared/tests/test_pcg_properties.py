@@ -1,3 +1,6 @@
+import equinox as eqx
+import hypothesis
+import hypothesis.strategies as st
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
@@ -6,27 +9,16 @@ from implicit_core import RESULTS
 from implicit_core.krylov import PCG
 
 
-hypothesis = pytest.importorskip("hypothesis")
-st = hypothesis.strategies
-
 N = 12
 
 
-def _solve():
-    import equinox as eqx
-
-    @eqx.filter_jit
-    def solve(matrix, b, rtol):
-        return lx.linear_solve(lx.MatrixLinearOperator(matrix, lx.positive_semidefinite_tag), b, PCG(rtol), throw=False)
-
-    return solve
-
-
-solve = _solve()
+@eqx.filter_jit
+def solve(matrix, b, rtol):
+    return lx.linear_solve(lx.MatrixLinearOperator(matrix, lx.positive_semidefinite_tag), b, PCG(rtol), throw=False)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@hypothesis.settings(max_examples=60)
 @hypothesis.given(
     seed=st.integers(0, 2**32 - 1),
     log_cond=st.floats(0, 1),

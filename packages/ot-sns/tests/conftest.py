@@ -7,13 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import ot_sns
 import pytest
-from hypothesis import settings
 from stationary_testkit import no_retrace
 
-
-# The same examples on every run, and no time limit on them: the first one compiles.
-settings.register_profile("stationary", derandomize=True, database=None, deadline=None, max_examples=15)
-settings.load_profile("stationary")
 
 SHAPE = (6, 8)
 
@@ -81,13 +76,3 @@ def plan_of():
         return np.exp((f[:, None] + g[None] - np.asarray(cost)) / np.asarray(epsilon))
 
     return plan
-
-
-@pytest.fixture
-def untyped():
-    """Let wrong types reach the package's own checks, as they do for a user who has no run-time type checker."""
-    import jaxtyping
-
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)

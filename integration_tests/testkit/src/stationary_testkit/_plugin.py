@@ -3,8 +3,15 @@ import zlib
 
 import jax
 import jax.random as jr
+import jaxtyping
 import pytest
 from jaxtyping import PRNGKeyArray
+
+
+try:
+    import hypothesis
+except ModuleNotFoundError:  # the GPU session runs on whatever the machine has
+    hypothesis = None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,6 +27,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # Silent promotion and silent broadcasting are where wrong shapes hide.
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    if hypothesis is not None:
+        # The same examples on every run, and no time limit on them: the first one compiles.
+        hypothesis.settings.register_profile(
+            "stationary", derandomize=True, database=None, deadline=None, max_examples=15
+        )
+        hypothesis.settings.load_profile("stationary")
     config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped where there is none")
     config.addinivalue_line("markers", "slow: takes more than about ten seconds")
     if config.option.fuzz and config.option.fuzz_seed is None:
@@ -62,3 +75,11 @@ def getkey(request: pytest.FixtureRequest) -> _GetKey:
     name = f"{request.path.name}::{request.node.name}"
     seed = request.config.option.fuzz_seed or 0
     return _GetKey(zlib.crc32(f"{seed}:{name}".encode()))
+
+
+@pytest.fixture
+def untyped():
+    """Let wrong types reach the package's own checks, as they do for a user who has no run-time type checker."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
