@@ -206,6 +206,9 @@ def test_atoms_without_mass(forward, reverse, theta, getkey):
         assert abs(dot(gradients[name], tangent[name]) - dot(cotangent, pushed)) <= 1e-8 * scale
 
 
+SUCCESS: Any = ot_sns.RESULTS.successful
+
+
 class Scaling(ot_sns.AbstractSolver):
     """A solver of a user's own: Sinkhorn in a few lines."""
 
@@ -220,7 +223,7 @@ class Scaling(ot_sns.AbstractSolver):
 
         u = jax.lax.fori_loop(0, max_steps, step, jnp.ones_like(problem.a))
         stats = dict(num_steps=jnp.asarray(max_steps), tol=jnp.asarray(1e-12))
-        return ot_sns.Outcome(problem.epsilon * jnp.log(u), ot_sns.RESULTS.successful, stats)
+        return ot_sns.Outcome(problem.epsilon * jnp.log(u), SUCCESS, stats)
 
 
 class OnTheCircle(ot_sns.AbstractGeometry):
