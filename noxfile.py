@@ -108,7 +108,9 @@ def _pytest(session: nox.Session, *args: str | pathlib.Path, cache: bool = True)
         env["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".nox" / "jax-cache")
         env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         env["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-    session.run("python", "-m", "pytest", *map(str, args), *session.posargs, env=env)
+    # Most of the time goes into compiling, which a second process halves; a file's tests share what they compile.
+    workers = ["-n", str(min(2, os.cpu_count() or 1)), "--dist", "loadfile"]
+    session.run("python", "-m", "pytest", *workers, *map(str, args), *session.posargs, env=env)
 
 
 def _pytest_away(session: nox.Session, tests: pathlib.Path) -> None:
