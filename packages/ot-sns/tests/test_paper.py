@@ -9,7 +9,7 @@ import numpy as np
 import ot_sns
 import pytest
 from ot_sns import problems
-from ot_sns._scaling import Dense, Semidual
+from ot_sns._scaling import DenseProblem, Semidual
 from stationary_testkit import converges_at_order
 
 
@@ -84,7 +84,7 @@ def test_sparse_hessian_gives_the_same_solution(lap, lap_solution):
 
 def test_newton_is_quadratic_at_the_end(lap, lap_solution):
     _, problem = lap
-    dense = Dense(problem.geometry.cost_matrix(), problem.a, problem.b, problem.epsilon)
+    dense = DenseProblem(problem.geometry.cost_matrix(), problem.a, problem.b, problem.epsilon)
     solver = ot_sns.SparseNewton()
     noise = jnp.asarray(np.random.default_rng(0).normal(size=500))
 
@@ -118,7 +118,7 @@ def test_local_rate_of_sinkhorn(transport, small):
 
     @jax.jit
     def errors(f):
-        semidual = Semidual(Dense(cost, a, b, epsilon), f)
+        semidual = Semidual(DenseProblem(cost, a, b, epsilon), f)
 
         def step(point, _):
             point = semidual.sinkhorn_step(point)

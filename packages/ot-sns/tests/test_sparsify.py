@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 from implicit_core.operators import SparseOperator
 from ot_sns import _newton
-from ot_sns._scaling import Dense, Semidual
+from ot_sns._scaling import DenseProblem, Semidual
 from ot_sns._sparsify import Sparsified, compact, sparsify
 
 
@@ -50,7 +50,7 @@ def dual_point(make_problem):
     """A point that is not a solution: its rows are off by up to a third, its columns exact."""
     cost, a, b, _ = make_problem(3, (N, M))
     r = np.random.default_rng(4)
-    semidual = Semidual(Dense(cost, a, b, jnp.array(0.03)), jnp.asarray(0.02 * r.normal(size=N)))
+    semidual = Semidual(DenseProblem(cost, a, b, jnp.array(0.03)), jnp.asarray(0.02 * r.normal(size=N)))
     point = semidual.anchor_point()
     plan = np.asarray(point.u)[:, None] * np.asarray(semidual.kernel) * np.asarray(point.v)
     np.testing.assert_allclose(plan.sum(0), b, rtol=1e-13)

@@ -3,6 +3,7 @@
 from ._geometry import AbstractGeometry, DenseCost, PointCloud, rescale_cost
 from ._problem import EntropicOT
 from ._results import RESULTS
+from ._scaling import DenseProblem
 from ._sinkhorn import Sinkhorn
 from ._sns import SNS
 from ._solution import Solution
@@ -17,6 +18,7 @@ __all__ = [
     "AbstractGeometry",
     "AbstractSolver",
     "DenseCost",
+    "DenseProblem",
     "EntropicOT",
     "Outcome",
     "PointCloud",

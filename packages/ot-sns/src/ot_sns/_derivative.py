@@ -18,12 +18,12 @@ from jaxtyping import Array, Float, PyTree
 from ._custom_types import FloatScalar, IntScalar
 from ._newton import schur_diagonal
 from ._results import RESULTS
-from ._scaling import Dense, Semidual, weighted_sum
+from ._scaling import DenseProblem, Semidual, weighted_sum
 from ._solver import AbstractSolver
 
 
 def potential(
-    problem: Dense,
+    problem: DenseProblem,
     solver: AbstractSolver,
     f: Float[Array, " n"] | None,
     max_steps: IntScalar,
@@ -53,7 +53,7 @@ def _run(inputs: PyTree) -> tuple[Array, PyTree]:
 
 
 def _optimality(root: Array, residual: PyTree, inputs: PyTree) -> Array:
-    problem: Dense = inputs[0]
+    problem: DenseProblem = inputs[0]
     scale = jax.lax.stop_gradient(residual[0])
     f = root / scale
     has_mass = problem.a > 0
@@ -73,7 +73,7 @@ def _optimality(root: Array, residual: PyTree, inputs: PyTree) -> Array:
 _run, _optimality = inspect.unwrap(_run), inspect.unwrap(_optimality)
 
 
-def column_potential(problem: Dense, f: Float[Array, " n"]) -> Float[Array, " m"]:
+def column_potential(problem: DenseProblem, f: Float[Array, " n"]) -> Float[Array, " m"]:
     r"""The exact maximiser $g_j = \varepsilon (\log b_j - \log \sum_i \exp((f_i - C_{ij})/\varepsilon))$.
 
     Columns without mass get what an infinitesimal mass would leave of it, with a zero derivative

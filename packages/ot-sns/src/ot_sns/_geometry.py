@@ -4,7 +4,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from ._check import as_float, require
 
@@ -55,15 +55,15 @@ class DenseCost(AbstractGeometry):
 
     cost: Float[Array, "n m"]
 
-    def __init__(self, cost: Float[Array, "n m"]):
-        cost = as_float(cost, "cost")
-        if cost.ndim != 2 or 0 in cost.shape:
-            raise ValueError(f"`cost` must be a non-empty matrix of shape (n, m), got shape {cost.shape}.")
+    def __init__(self, cost: Real[ArrayLike, "n m"]):
+        matrix = as_float(cost, "cost")
+        if matrix.ndim != 2 or 0 in matrix.shape:
+            raise ValueError(f"`cost` must be a non-empty matrix of shape (n, m), got shape {matrix.shape}.")
         self.cost = require(
-            cost,
-            jnp.all(jnp.isfinite(cost)),
+            matrix,
+            jnp.all(jnp.isfinite(matrix)),
             "`cost` must be finite, but has NaN or infinite entries.",
-            number_of_nonfinite_entries=jnp.sum(~jnp.isfinite(cost)),
+            number_of_nonfinite_entries=jnp.sum(~jnp.isfinite(matrix)),
         )
 
     def cost_matrix(self) -> Float[Array, "n m"]:
@@ -114,19 +114,19 @@ class PointCloud(AbstractGeometry):
 
     def __init__(
         self,
-        x: Float[Array, "n d"],
-        y: Float[Array, "m d"],
+        x: Real[ArrayLike, "n d"],
+        y: Real[ArrayLike, "m d"],
         cost_fn: Callable[[Array, Array], Array] | None = None,
     ):
-        x = _points(x, "x")
-        y = _points(y, "y")
-        if x.shape[1] != y.shape[1]:
+        source, target = _points(x, "x"), _points(y, "y")
+        if source.shape[1] != target.shape[1]:
             raise ValueError(
-                f"`x` and `y` must have the same dimension, got points of dimension {x.shape[1]} and {y.shape[1]}."
+                "`x` and `y` must have the same dimension, got points of dimension "
+                f"{source.shape[1]} and {target.shape[1]}."
             )
-        if x.dtype != y.dtype:
-            raise TypeError(f"`x` and `y` must have the same dtype, got {x.dtype} and {y.dtype}.")
-        self.x, self.y, self.cost_fn = x, y, cost_fn
+        if source.dtype != target.dtype:
+            raise TypeError(f"`x` and `y` must have the same dtype, got {source.dtype} and {target.dtype}.")
+        self.x, self.y, self.cost_fn = source, target, cost_fn
 
     def cost_matrix(self) -> Float[Array, "n m"]:
         """Return the cost of every pair."""
@@ -185,8 +185,8 @@ def rescale_cost(geometry: AbstractGeometry) -> DenseCost:
     return DenseCost(cost / largest)
 
 
-def _points(points: Float[Array, "n d"], name: str) -> Float[Array, "n d"]:
-    points = as_float(points, name)
+def _points(given: Real[ArrayLike, "n d"], name: str) -> Float[Array, "n d"]:
+    points = as_float(given, name)
     if points.ndim != 2 or 0 in points.shape:
         raise ValueError(f"`{name}` must be a non-empty cloud of shape (points, dimension), got shape {points.shape}.")
     return require(

@@ -15,7 +15,7 @@ from implicit_core import krylov
 from jaxtyping import Array, Float
 
 from ._custom_types import FloatScalar, IntScalar
-from ._scaling import Dense, Point, Semidual, matvec
+from ._scaling import DenseProblem, Point, Semidual, matvec
 from ._sparsify import Sparsified, sparsify
 
 
@@ -124,7 +124,7 @@ def newton_direction(
     return jax.lax.cond(expected_cg_steps >= _MIN_CG_STEPS, try_sparse, dense)
 
 
-def _column_weights(problem: Dense, point: Point) -> Float[Array, " m"]:
+def _column_weights(problem: DenseProblem, point: Point) -> Float[Array, " m"]:
     # v_j^2 / b_j, zero for a column without mass.
     positive = problem.b > 0
     return jnp.where(positive, point.v**2 / jnp.where(positive, problem.b, 1), 0)

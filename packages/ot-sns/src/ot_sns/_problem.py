@@ -1,7 +1,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from ._check import as_float, require
 from ._custom_types import FloatScalar
@@ -54,10 +54,10 @@ class EntropicOT(eqx.Module):
     def __init__(
         self,
         geometry: AbstractGeometry,
-        a: Float[Array, " n"] | None = None,
-        b: Float[Array, " m"] | None = None,
+        a: Real[ArrayLike, " n"] | None = None,
+        b: Real[ArrayLike, " m"] | None = None,
         *,
-        epsilon: float | FloatScalar,
+        epsilon: float | Real[ArrayLike, ""],
     ):
         if not isinstance(geometry, AbstractGeometry):
             raise TypeError(
@@ -67,19 +67,19 @@ class EntropicOT(eqx.Module):
         n, m = geometry.shape
         dtype = geometry.dtype
         self.geometry = geometry
-        self.a = a = _weights(a, "a", n, jnp.ones((), dtype))
-        mass_a = jax.lax.stop_gradient(jnp.sum(a))
-        b = _weights(b, "b", m, mass_a)
-        mass_b = jax.lax.stop_gradient(jnp.sum(b))
-        b = require(
-            b,
+        self.a = _weights(a, "a", n, jnp.ones((), dtype))
+        mass_a = jax.lax.stop_gradient(jnp.sum(self.a))
+        target = _weights(b, "b", m, mass_a)
+        mass_b = jax.lax.stop_gradient(jnp.sum(target))
+        target = require(
+            target,
             jnp.abs(mass_a - mass_b) <= jnp.sqrt(jnp.finfo(dtype).eps) * mass_a,
             "`a` and `b` must have the same total mass.",
             sum_of_a=mass_a,
             sum_of_b=mass_b,
         )
         # Without this the two marginals would contradict each other by their rounding.
-        self.b = b * (mass_a / mass_b)
+        self.b = target * (mass_a / mass_b)
         self.epsilon = _epsilon(epsilon, dtype)
 
     @property
@@ -88,10 +88,10 @@ class EntropicOT(eqx.Module):
         return self.geometry.shape
 
 
-def _weights(weights: Float[Array, " n"] | None, name: str, size: int, mass: FloatScalar) -> Float[Array, " n"]:
-    if weights is None:
+def _weights(given: Real[ArrayLike, " n"] | None, name: str, size: int, mass: FloatScalar) -> Float[Array, " n"]:
+    if given is None:
         return jnp.full((size,), mass / size)
-    weights = as_float(weights, name)
+    weights = as_float(given, name)
     if weights.shape != (size,):
         raise ValueError(f"`{name}` must have shape ({size},) to match the geometry, got {weights.shape}.")
     if weights.dtype != mass.dtype:
@@ -105,8 +105,8 @@ def _weights(weights: Float[Array, " n"] | None, name: str, size: int, mass: Flo
     return require(weights, jnp.sum(weights) > 0, f"`{name}` must have positive total mass.")
 
 
-def _epsilon(epsilon: float | FloatScalar, dtype: jnp.dtype) -> FloatScalar:
-    epsilon = jnp.asarray(epsilon, dtype)
+def _epsilon(given: float | Real[ArrayLike, ""], dtype: jnp.dtype) -> FloatScalar:
+    epsilon = jnp.asarray(given, dtype)
     if epsilon.shape != ():
         raise ValueError(f"`epsilon` must be a scalar, got shape {epsilon.shape}.")
     return require(

@@ -18,17 +18,24 @@ from jaxtyping import Array, Float
 from ._custom_types import BoolScalar, FloatScalar
 
 
-class Dense(eqx.Module):
-    """What a solver needs of a problem: the cost as a matrix, and checked weights."""
+class DenseProblem(eqx.Module):
+    """What an [`ot_sns.AbstractSolver`][] is given of a problem.
+
+    **Attributes:**
+
+    - `cost`: the cost matrix, of shape `(n, m)`, with `n <= m`: the driver transposes where it has to.
+    - `a`, `b`: the weights of the rows and columns, checked, of equal total mass.
+    - `epsilon`: the regularisation, a scalar.
+    """
 
     cost: Float[Array, "n m"]
     a: Float[Array, " n"]
     b: Float[Array, " m"]
     epsilon: FloatScalar
 
-    def at(self, epsilon: FloatScalar) -> "Dense":
+    def at(self, epsilon: FloatScalar) -> "DenseProblem":
         """The same problem at another regularisation."""
-        return Dense(self.cost, self.a, self.b, epsilon)
+        return DenseProblem(self.cost, self.a, self.b, epsilon)
 
 
 def matvec(left: Array, right: Array) -> Array:
@@ -61,12 +68,12 @@ class Semidual(eqx.Module):
     nothing can overflow, and no column can vanish.
     """
 
-    problem: Dense
+    problem: DenseProblem
     f_ref: Float[Array, " n"]
     g_ref: Float[Array, " m"]
     kernel: Float[Array, "n m"]
 
-    def __init__(self, problem: Dense, f: Float[Array, " n"]):
+    def __init__(self, problem: DenseProblem, f: Float[Array, " n"]):
         # A row without mass has f = -inf: it never wins a column's maximum and its kernel row is 0.
         f = jnp.where(problem.a > 0, f, -jnp.inf)
         exponent = f[:, None] - problem.cost
@@ -122,7 +129,7 @@ class Semidual(eqx.Module):
         return jnp.sum(terms) / jnp.sum(a)
 
 
-def log_row_step(problem: Dense, g: Float[Array, " m"]) -> Float[Array, " n"]:
+def log_row_step(problem: DenseProblem, g: Float[Array, " m"]) -> Float[Array, " n"]:
     """Sinkhorn's row update in the logarithmic domain, for any finite or infinite scaling."""
     exponent = (g[None, :] - problem.cost) / problem.epsilon
     log_sums = jax.nn.logsumexp(exponent, axis=1)

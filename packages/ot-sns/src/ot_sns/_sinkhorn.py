@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._custom_types import BoolScalar, FloatScalar, IntScalar
-from ._scaling import Dense, Point, Semidual, log_row_step
+from ._scaling import DenseProblem, Point, Semidual, log_row_step
 from ._solver import AbstractSolver, Outcome, check_positive, ending, tolerance
 
 
@@ -55,7 +55,7 @@ class Sinkhorn(AbstractSolver):
         if isinstance(self.relaxation, float | int) and not 1 <= self.relaxation < 2:
             raise ValueError(f"`relaxation` must be in [1, 2), got {self.relaxation}.")
 
-    def run(self, problem: Dense, f: Float[Array, " n"] | None, max_steps: IntScalar) -> Outcome:
+    def run(self, problem: DenseProblem, f: Float[Array, " n"] | None, max_steps: IntScalar) -> Outcome:
         """Iterate from `f`, or from zero. See [`ot_sns.AbstractSolver`][]."""
         tol = tolerance(self.tol, problem.cost.dtype)
 

@@ -6,7 +6,7 @@ from implicit_core.operators import SparseOperator
 from jaxtyping import Array, Float
 
 from ._custom_types import BoolScalar, FloatScalar, IntScalar
-from ._scaling import Dense, log_row_step, weighted_sum
+from ._scaling import DenseProblem, log_row_step, weighted_sum
 from ._solver import AbstractSolver, Outcome, check_positive, ending, tolerance
 
 
@@ -66,7 +66,7 @@ class SNS(AbstractSolver):
             tol=self.tol,
         )
 
-    def run(self, problem: Dense, f: Float[Array, " n"] | None, max_steps: IntScalar) -> Outcome:
+    def run(self, problem: DenseProblem, f: Float[Array, " n"] | None, max_steps: IntScalar) -> Outcome:
         """Run Algorithm 1 from `f`, or from zero. See [`ot_sns.AbstractSolver`][]."""
         tol = tolerance(self.tol, problem.cost.dtype)
         f = jnp.zeros_like(problem.a) if f is None else f
@@ -104,7 +104,7 @@ class SNS(AbstractSolver):
         result = ending(end.error, tol, end.stalled, finite=jnp.isfinite(end.error))
         return Outcome(end.f, result, stats)
 
-    def _newton_step(self, problem: Dense, state: "_State") -> "_State":
+    def _newton_step(self, problem: DenseProblem, state: "_State") -> "_State":
         n, m = problem.cost.shape
         here = _evaluate(problem, state.f, state.g)
         # Sparsify: the plan's `nnz_per_row * n` largest entries; the diagonal is kept exactly.
@@ -155,12 +155,12 @@ class _State(eqx.Module):
     stalled: BoolScalar
 
 
-def _column_step(problem: Dense, f: Float[Array, " n"]) -> Float[Array, " m"]:
-    flipped = Dense(problem.cost.T, problem.b, problem.a, problem.epsilon)
+def _column_step(problem: DenseProblem, f: Float[Array, " n"]) -> Float[Array, " m"]:
+    flipped = DenseProblem(problem.cost.T, problem.b, problem.a, problem.epsilon)
     return log_row_step(flipped, f)
 
 
-def _evaluate(problem: Dense, f: Float[Array, " n"], g: Float[Array, " m"]) -> _Point:
+def _evaluate(problem: DenseProblem, f: Float[Array, " n"], g: Float[Array, " m"]) -> _Point:
     plan = jnp.exp((f[:, None] + g[None, :] - problem.cost) / problem.epsilon)
     rows, columns = jnp.sum(plan, axis=1), jnp.sum(plan, axis=0)
     error = jnp.sum(jnp.abs(problem.a - rows)) + jnp.sum(jnp.abs(problem.b - columns))

@@ -45,7 +45,7 @@ class Solution(eqx.Module):
         r"""Return a plan near `matrix()` whose marginals are exactly `a` and `b`, up to rounding.
 
         Rows and columns that are too heavy are scaled down, and the missing mass is spread as a product (Algorithm 2
-        of arXiv 1705.09634).
+        of arXiv 1705.09634). For an upper bound, not for derivatives: at convergence the missing mass is rounding.
         """
         a, b, plan = self.problem.a, self.problem.b, self.matrix()
         plan = plan * _shrink(a, jnp.sum(plan, axis=1))[:, None]

@@ -11,7 +11,7 @@ from ._custom_types import IntScalar
 from ._derivative import column_potential, plan_matrix, potential, value
 from ._problem import EntropicOT
 from ._results import RESULTS
-from ._scaling import Dense
+from ._scaling import DenseProblem
 from ._solution import Solution
 from ._solver import AbstractSolver
 from ._sparse_newton import SparseNewton
@@ -90,11 +90,11 @@ def _solve(
     cost = require(cost, jnp.all(jnp.isfinite(cost)), "`problem.geometry` has a cost that is not finite.")
     n, m = problem.shape
     flipped = n > m
-    dense = Dense(cost, problem.a, problem.b, problem.epsilon)
+    dense = DenseProblem(cost, problem.a, problem.b, problem.epsilon)
     start = None if init is None else init[0]
     if flipped:
         # The larger side is eliminated exactly; the iteration works on the smaller.
-        dense = Dense(cost.T, problem.b, problem.a, problem.epsilon)
+        dense = DenseProblem(cost.T, problem.b, problem.a, problem.epsilon)
         start = None if init is None else init[1]
     if start is not None:
         start = jax.lax.stop_gradient(jnp.where(jnp.isfinite(start), start, 0))

@@ -7,11 +7,18 @@ from jaxtyping import Array, Float
 
 from ._custom_types import FloatScalar, IntScalar
 from ._results import RESULTS
-from ._scaling import Dense
+from ._scaling import DenseProblem
 
 
 class Outcome(eqx.Module):
-    """What a solver hands back to the driver."""
+    """What a solver hands back to the driver.
+
+    **Attributes:**
+
+    - `f`: the row potential, of shape `(n,)`; its gauge does not matter.
+    - `result`: how the iteration ended. The driver measures the error itself, so a false `successful` is not believed.
+    - `stats`: a dictionary of scalar arrays that has `num_steps` and `tol`.
+    """
 
     f: Float[Array, " n"]
     result: RESULTS
@@ -24,7 +31,7 @@ class AbstractSolver(eqx.Module):
     tol: eqx.AbstractVar[float | None]
 
     @abc.abstractmethod
-    def run(self, problem: Dense, f: Float[Array, " n"] | None, max_steps: IntScalar) -> Outcome:
+    def run(self, problem: DenseProblem, f: Float[Array, " n"] | None, max_steps: IntScalar) -> Outcome:
         """Find the row potential.
 
         **Arguments:**

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from ._custom_types import BoolScalar, FloatScalar, IntScalar
 from ._newton import Hessian, newton_direction
-from ._scaling import Dense, Point, Semidual, log_row_step, weighted_sum
+from ._scaling import DenseProblem, Point, Semidual, log_row_step, weighted_sum
 from ._solver import AbstractSolver, Outcome, check_positive, ending, tolerance
 
 
@@ -84,7 +84,7 @@ class SparseNewton(AbstractSolver):
         if isinstance(self.annealing_factor, float | int) and not self.annealing_factor > 1:
             raise ValueError(f"`annealing_factor` must be above one, got {self.annealing_factor}.")
 
-    def run(self, problem: Dense, f: Float[Array, " n"] | None, max_steps: IntScalar) -> Outcome:
+    def run(self, problem: DenseProblem, f: Float[Array, " n"] | None, max_steps: IntScalar) -> Outcome:
         """Anneal from `f`, or from zero. See [`ot_sns.AbstractSolver`][]."""
         tol = tolerance(self.tol, problem.cost.dtype)
         end = jax.lax.while_loop(
@@ -106,7 +106,7 @@ class SparseNewton(AbstractSolver):
         finite = jnp.isfinite(end.error) | (end.num_steps == 0)
         return Outcome(f, ending(end.best_error, tol, end.done, finite=finite), stats)
 
-    def _start(self, problem: Dense, f: Float[Array, " n"] | None) -> "_State":
+    def _start(self, problem: DenseProblem, f: Float[Array, " n"] | None) -> "_State":
         dtype = problem.cost.dtype
         spread = jnp.max(problem.cost) - jnp.min(problem.cost)
         ratio = jnp.maximum(_FIRST_EPSILON * spread / problem.epsilon, 1)
@@ -143,7 +143,9 @@ class SparseNewton(AbstractSolver):
             done=jnp.array(False),
         )
 
-    def _run_on_one_kernel(self, problem: Dense, tol: FloatScalar, max_steps: IntScalar, state: "_State") -> "_State":
+    def _run_on_one_kernel(
+        self, problem: DenseProblem, tol: FloatScalar, max_steps: IntScalar, state: "_State"
+    ) -> "_State":
         """Anchor the kernel, then iterate until the stage ends or the kernel's range is left.
 
         The kernel is in no loop's carry, so it is never copied.
@@ -194,7 +196,7 @@ class SparseNewton(AbstractSolver):
             done=(final & ((state.error <= tol) | stagnated)) | broken,
         )
 
-    def _cool(self, problem: Dense, state: "_State") -> tuple[FloatScalar, FloatScalar]:
+    def _cool(self, problem: DenseProblem, state: "_State") -> tuple[FloatScalar, FloatScalar]:
         """Choose the next stage's regularisation from how hard the last one was."""
         largest = jnp.asarray(self.annealing_factor, state.factor.dtype)
         hard = state.stage_newton >= _HARD_STAGE
