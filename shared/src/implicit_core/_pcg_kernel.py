@@ -145,7 +145,9 @@ def scale_of(b: Any, dot: Callable[[Any, Any], Array]) -> Float[Array, ""]:
         size = dot(roots, roots).astype(dtype)
     size = jnp.where((size > 0) & (size <= finfo.max), size, 1)
     # Clearing the mantissa leaves the power of two. Both it and its inverse must be normal numbers.
-    size = jnp.clip(size, 16 * finfo.tiny, 1 / (16 * finfo.tiny))
+    # (NumPy before 2 makes the product of a float32 scalar and an integer a float64.)
+    smallest = 16 * float(finfo.tiny)
+    size = jnp.clip(size, smallest, 1 / smallest)
     integer = jnp.dtype(f"int{finfo.bits}")
     mask = np.array(-1 << finfo.nmant, integer)
     return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(size, integer) & mask, dtype)

@@ -120,7 +120,7 @@ class SNS(AbstractSolver):
         gradient = (problem.a - here.rows, problem.b - here.columns)
         (x, y), info = krylov.pcg(hessian, gradient, rtol=1e-12, max_steps=n + m)
         slope = problem.epsilon * (jnp.sum(gradient[0] * x) + jnp.sum(gradient[1] * y))
-        slack = 100 * jnp.finfo(x.dtype).eps * jnp.abs(here.dual)
+        slack = 100 * float(jnp.finfo(x.dtype).eps) * jnp.abs(here.dual)
 
         def moved(step: FloatScalar) -> tuple[Array, Array]:
             scale = step * problem.epsilon

@@ -68,7 +68,7 @@ class Solution(eqx.Module):
         for rounding. It has no derivative.
         """
         problem, f, g, value = jax.lax.stop_gradient((self.problem, self.f, self.g, self.value))
-        cost, eps = problem.geometry.cost_matrix(), jnp.finfo(self.value.dtype).eps
+        cost, eps = problem.geometry.cost_matrix(), float(jnp.finfo(self.value.dtype).eps)
         mass = jnp.sum(jax.lax.stop_gradient(self.matrix()))
         lower = weighted_sum(problem.a, f) + weighted_sum(problem.b, g) - problem.epsilon * mass
         plan = jax.lax.stop_gradient(self.feasible_matrix())

@@ -302,7 +302,7 @@ def _line_search(semidual: Semidual, before: Point, x: Float[Array, " n"]) -> tu
     slope = problem.epsilon * jnp.sum((problem.a - before.row_sums) * x)
     size = weighted_sum(problem.a, jnp.abs(before.f))
     size += weighted_sum(problem.b, jnp.abs(before.g))
-    slack = 100 * jnp.finfo(x.dtype).eps * size
+    slack = 100 * float(jnp.finfo(x.dtype).eps) * size
 
     def accepts(length: FloatScalar, point: Point) -> BoolScalar:
         # A column whose every row underflows has an infinite dual: no increase.
