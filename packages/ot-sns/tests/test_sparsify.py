@@ -190,3 +190,22 @@ def test_trust_region_bounds_the_direction(radius, directions, dual_point):
         x = np.asarray(direction.x)
         assert 0 < np.abs(x).max() <= radius * (1 + 1e-10)
         assert gradient @ x > 0
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_a_light_row_or_column_keeps_its_own_budget(transpose):
+    # A light atom whose mass is spread evenly: the first threshold drops all of it, which only its own marginal shows.
+    n = 40
+    cost, light = 1 - np.eye(n), np.full(n, 1.0)
+    cost[0], light[0] = 0.5, 1e-6
+    even, light = np.full(n, 1 / n), light / light.sum()
+    cost, a, b = (cost.T, even, light) if transpose else (cost, light, even)
+    problem = DenseProblem(*(jnp.asarray(x) for x in (cost, a, b)), jnp.array(0.05))
+    f = jnp.asarray(0.05 * np.log(a / (np.exp(-cost / 0.05) @ b)))
+    semidual = Semidual(problem, f)
+    point, budget = semidual.anchor_point(), 0.05
+    kept = sparsify(semidual, point, jnp.array(budget), n * n, must_fit=False)
+    assert kept.factor < 32, "the first threshold was to be too coarse"
+    plan = np.asarray(kept.plan.as_matrix())
+    assert np.all(plan.sum(1) >= (1 - budget) * np.asarray(point.row_sums))
+    assert np.all(plan.sum(0) >= (1 - budget) * b)
