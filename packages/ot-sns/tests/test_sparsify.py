@@ -200,7 +200,7 @@ def test_a_light_row_or_column_keeps_its_own_budget(transpose):
     cost[0], light[0] = 0.5, 1e-6
     even, light = np.full(n, 1 / n), light / light.sum()
     cost, a, b = (cost.T, even, light) if transpose else (cost, light, even)
-    problem = DenseProblem(*(jnp.asarray(x) for x in (cost, a, b)), jnp.array(0.05))
+    problem = DenseProblem(jnp.asarray(cost), jnp.asarray(a), jnp.asarray(b), jnp.array(0.05))
     f = jnp.asarray(0.05 * np.log(a / (np.exp(-cost / 0.05) @ b)))
     semidual = Semidual(problem, f)
     point, budget = semidual.anchor_point(), 0.05
