@@ -24,7 +24,8 @@ class Certificate(eqx.Module):
     - `recurrence_relres`: the same by the solver's recurrence, which rounding makes too small.
     - `cond_estimate`: estimate, from below, of the condition number of the (preconditioned) operator. Not a bound that
         can be relied on from above.
-    - `error_lower`, `error_upper`: bounds on the norm of the error in `x`.
+    - `error_lower`, `error_upper`: bounds on the norm of the error in `x`, and
+    - `error_norm`: which norm: `"2-norm"`, or `"energy norm"` for $(e^* A e)^{1/2}$.
 
     !!! Example
 
@@ -42,6 +43,7 @@ class Certificate(eqx.Module):
     cond_estimate: Float[Array, "..."] | None = None
     error_lower: Float[Array, "..."] | None = None
     error_upper: Float[Array, "..."] | None = None
+    error_norm: str | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         if self.kind not in ("proved", "statistical", "estimated"):

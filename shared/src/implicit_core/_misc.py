@@ -1,4 +1,5 @@
 import functools as ft
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -57,3 +58,28 @@ def tree_axpy(alpha: Float[Array, ""], x: Any, y: Any) -> Any:
 def tree_scale(alpha: Float[Array, ""], x: Any) -> Any:
     """Return `alpha x`, leaf by leaf in each leaf's own dtype."""
     return jtu.tree_map(lambda leaf: alpha.astype(leaf.dtype) * leaf, x)
+
+
+def scale_of(b: Any, dot: Callable[[Any, Any], Array]) -> Float[Array, ""]:
+    """Return a power of two near the size of `b`, and one where `b` is zero.
+
+    Powers of two make scaling exact, so the iterates for `b` and for `2**k b` have the same digits.
+    """
+    dtype = real_dtype(b)
+    finfo = jnp.finfo(dtype)
+    if dot is tree_dot:
+        peaks = [jnp.max(jnp.abs(leaf), initial=0).astype(dtype) for leaf in jtu.tree_leaves(b)]
+        size = jnp.max(jnp.stack(peaks))
+    else:
+        # All that is known of `dot` is that it sums over every shard. Square roots keep the products in range, and
+        # their sum is the 1-norm of `b`.
+        roots = jtu.tree_map(lambda leaf: jnp.sqrt(jnp.abs(leaf)), b)
+        size = dot(roots, roots).astype(dtype)
+    size = jnp.where((size > 0) & (size <= finfo.max), size, 1)
+    # Clearing the mantissa leaves the power of two. Both it and its inverse must be normal numbers.
+    # (NumPy before 2 makes the product of a float32 scalar and an integer a float64.)
+    smallest = 16 * float(finfo.tiny)
+    size = jnp.clip(size, smallest, 1 / smallest)
+    integer = jnp.dtype(f"int{finfo.bits}")
+    mask = np.array(-1 << finfo.nmant, integer)
+    return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(size, integer) & mask, dtype)

@@ -5,11 +5,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ._custom_types import IntScalar, RealScalar, Vector
-from ._misc import real_dtype, tree_axpy, tree_dot, tree_scale
+from ._batched import loop
+from ._misc import real_dtype, scale_of, tree_axpy, tree_dot, tree_scale
 
 
 class PCGInfo(eqx.Module):
@@ -57,6 +57,7 @@ class _Monitor(NamedTuple):
     xx: Any  # <x, M^-1 x>
     xp: Any
     pp: Any
+    gauss: Any  # the coefficient of the Gauss-Radau bound, or `None`
 
     @property
     def ritz_min(self) -> Array:
@@ -99,7 +100,14 @@ def _status(finite, indefinite, diverged) -> Int[Array, ""]:
     return codes[0] + codes[1] + codes[2]
 
 
-def _watch(c: _Monitor, alpha, beta, g, g_new, rnorm, eps) -> _Monitor:
+def _watch(c: _Monitor, alpha, beta, g, g_new, rnorm, eps, lower_bound) -> _Monitor:
+    gauss = None
+    if lower_bound is not None:
+        # The Gauss-Radau bound |e_k|_A^2 <= gauss <r_k, M r_k>, by Meurant and Tichy, Numer. Algorithms 62 (2013), (4.2).
+        # In exact arithmetic gauss > alpha; rounding must not make it smaller.
+        mu = jnp.asarray(lower_bound, rnorm.dtype)
+        gap = jnp.maximum(c.gauss - alpha, 0)
+        gauss = jnp.where(beta > 0, gap / (mu * gap + beta), 1 / mu)
     energy = c.energy + alpha * g
     # Residuals of ill-conditioned systems rise for long before they fall, while the energy falls at every step.
     smaller = rnorm < 0.9 * c.mark
@@ -125,32 +133,8 @@ def _watch(c: _Monitor, alpha, beta, g, g_new, rnorm, eps) -> _Monitor:
         xx=c.xx + alpha * (c.xp + xp),
         xp=beta * xp,
         pp=g_new + beta * beta * c.pp,
+        gauss=gauss,
     )
-
-
-def scale_of(b: Any, dot: Callable[[Any, Any], Array]) -> Float[Array, ""]:
-    """Return a power of two near the size of `b`, and one where `b` is zero.
-
-    Powers of two make scaling exact, so the iterates for `b` and for `2**k b` have the same digits.
-    """
-    dtype = real_dtype(b)
-    finfo = jnp.finfo(dtype)
-    if dot is tree_dot:
-        peaks = [jnp.max(jnp.abs(leaf), initial=0).astype(dtype) for leaf in jtu.tree_leaves(b)]
-        size = jnp.max(jnp.stack(peaks))
-    else:
-        # All that is known of `dot` is that it sums over every shard. Square roots keep the products in range, and
-        # their sum is the 1-norm of `b`.
-        roots = jtu.tree_map(lambda leaf: jnp.sqrt(jnp.abs(leaf)), b)
-        size = dot(roots, roots).astype(dtype)
-    size = jnp.where((size > 0) & (size <= finfo.max), size, 1)
-    # Clearing the mantissa leaves the power of two. Both it and its inverse must be normal numbers.
-    # (NumPy before 2 makes the product of a float32 scalar and an integer a float64.)
-    smallest = 16 * float(finfo.tiny)
-    size = jnp.clip(size, smallest, 1 / smallest)
-    integer = jnp.dtype(f"int{finfo.bits}")
-    mask = np.array(-1 << finfo.nmant, integer)
-    return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(size, integer) & mask, dtype)
 
 
 def pcg(
@@ -243,7 +227,9 @@ def pcg(
     return tree_scale(scale, x), info
 
 
-def pcg_loop(mv, r, *, precond_mv, tol, max_steps, stagnation, dot) -> PCGCarry:
+def pcg_loop(
+    mv, r, *, precond_mv, tol, max_steps, stagnation, dot, lower_bound=None, compact=False
+) -> PCGCarry:
     """Run the recurrence on `A x = r` from zero, without scaling, to the absolute tolerance `tol`."""
     max_steps = jnp.asarray(max_steps, jnp.int32)
 
@@ -251,10 +237,13 @@ def pcg_loop(mv, r, *, precond_mv, tol, max_steps, stagnation, dot) -> PCGCarry:
         going = (c.status == _FINE) & (c.watched.idle < stagnation)
         return (c.rnorm > tol) & (c.k < max_steps) & going
 
-    return jax.lax.while_loop(active, lambda c: _pcg_step(c, mv, precond_mv, dot), _pcg_init(r, precond_mv, dot))
+    def step(c: PCGCarry) -> PCGCarry:
+        return _pcg_step(c, mv, precond_mv, dot, lower_bound)
+
+    return loop(active, step, _pcg_init(r, precond_mv, dot, lower_bound), compact=compact)
 
 
-def _pcg_init(r, precond_mv, dot) -> PCGCarry:
+def _pcg_init(r, precond_mv, dot, lower_bound) -> PCGCarry:
     z = r if precond_mv is None else precond_mv(r)
     rr = dot(r, r)
     g = rr if precond_mv is None else dot(r, z)
@@ -262,7 +251,8 @@ def _pcg_init(r, precond_mv, dot) -> PCGCarry:
     zero = 0 * rnorm
     status = _status(jnp.isfinite(rr) & jnp.isfinite(g), (rr > 0) & (g <= 0), rr < 0)
     inv_precond = jnp.where(g > 0, rnorm * (rnorm / g), 0)
-    watched = _Monitor(zero, rnorm, zero, zero, inv_precond, zero, zero, zero, zero, zero, zero, g)
+    gauss = None if lower_bound is None else zero + 1 / jnp.asarray(lower_bound, zero.dtype)
+    watched = _Monitor(zero, rnorm, zero, zero, inv_precond, zero, zero, zero, zero, zero, zero, g, gauss)
     return PCGCarry(
         k=0 * status,
         # Made from `r`, so that inside `shard_map` it varies over the same mesh axes as what replaces it.
@@ -276,7 +266,7 @@ def _pcg_init(r, precond_mv, dot) -> PCGCarry:
     )
 
 
-def _pcg_step(c: PCGCarry, mv, precond_mv, dot) -> PCGCarry:
+def _pcg_step(c: PCGCarry, mv, precond_mv, dot, lower_bound) -> PCGCarry:
     eps = float(jnp.finfo(c.rnorm.dtype).eps)
     q = mv(c.p)
     d = dot(c.p, q)
@@ -295,7 +285,7 @@ def _pcg_step(c: PCGCarry, mv, precond_mv, dot) -> PCGCarry:
     # A step that cannot be trusted is not taken: the iterate stays finite.
     alpha = jnp.where(sound, alpha, 0)
     beta = jnp.where(sound, g / c.g, 0)
-    watched = _watch(c.watched, jnp.where(sound, alpha, 1), beta, c.g, g, rnorm, eps)
+    watched = _watch(c.watched, jnp.where(sound, alpha, 1), beta, c.g, g, rnorm, eps, lower_bound)
     return PCGCarry(
         k=c.k + 1,
         x=tree_axpy(alpha, c.p, c.x),

@@ -1,0 +1,280 @@
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ._certificate import Certificate
+from ._custom_types import RealScalar
+from ._misc import real_dtype, scale_of, tree_axpy, tree_dot, tree_scale
+from ._results import RESULTS
+
+
+Mode: TypeAlias = Literal["strict", "soft"]
+# The operator, what the solver prepared beside it (a preconditioner, say), and the sign of the operator.
+State: TypeAlias = tuple[lx.AbstractLinearOperator, Any, eqxi.Static]
+
+
+def frozen(x: Any) -> Any:
+    """Stop the derivatives: neither a preconditioner nor a tolerance changes the solution."""
+    dynamic, static = eqx.partition(x, eqx.is_array)
+    return eqx.combine(jax.lax.stop_gradient(dynamic), static)
+
+
+class Run(eqx.Module):
+    """What one run of a kernel on `A d = r`, from zero, gives back."""
+
+    x: Any
+    rnorm: Float[Array, ""]  # by the recurrence
+    num_steps: Int[Array, ""]
+    num_matvecs: Int[Array, ""]
+    norm_estimate: Float[Array, ""]  # of A
+    cond: Float[Array, ""]
+    indefinite: Bool[Array, ""]
+    nonfinite: Bool[Array, ""]
+    tail: Any = None  # what `_error_bounds` needs of the last run
+
+
+class _Rounds(eqx.Module):
+    count: Int[Array, ""]
+    x: Any
+    r: Any  # the true residual b - A x
+    rnorm: Float[Array, ""]
+    last: Run  # all but its `x`
+    go_on: Bool[Array, ""]
+
+
+class AbstractKrylov(lx.AbstractLinearSolver[State]):
+    """What all our iterative solvers share: scaling, tolerances, the true residual, restarts, outcomes.
+
+    A subclass has a kernel, `_run`, that solves `A d = r` from zero. Around it `b` is scaled by a power of two; the
+    residual is computed anew after each run; while it misses the tolerance, and a restart helps, the kernel runs again on
+    it (which is iterative refinement, or the restarts of GMRES); and the outcome is judged by the true residual.
+    """
+
+    rtol: eqx.AbstractVar[RealScalar | None]
+    atol: eqx.AbstractVar[RealScalar]
+    max_steps: eqx.AbstractVar[int | None]
+    mode: eqx.AbstractVar[Mode]
+
+    _max_rounds: eqx.AbstractClassVar[int]
+    _progress: eqx.AbstractClassVar[float]  # by how much a run must shrink the residual for another to be worthwhile
+
+    def __check_init__(self):
+        for name, tolerance in (("rtol", self.rtol), ("atol", self.atol)):
+            if isinstance(tolerance, int | float) and not tolerance >= 0:
+                raise ValueError(f"`{name}` must be non-negative; got {tolerance}")
+        if self.mode not in ("strict", "soft"):
+            raise ValueError(f'`mode` must be "strict" or "soft"; got {self.mode!r}')
+        if self.max_steps is not None and self.max_steps < 0:
+            raise ValueError(f"`max_steps` must be non-negative; got {self.max_steps}")
+
+    @abc.abstractmethod
+    def _sign(self, operator: lx.AbstractLinearOperator) -> int:
+        """Check the operator's tags; minus one if the kernel is to be given its negative."""
+
+    @abc.abstractmethod
+    def _prepare(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Any:
+        """Return what the kernel needs beside the operator: as a rule the preconditioner, or `None`."""
+
+    @abc.abstractmethod
+    def _turn(self, aux: Any, name: Literal["transpose", "conj"]) -> Any:
+        """Return what `_prepare` would for the transposed or conjugated operator."""
+
+    @abc.abstractmethod
+    def _run(self, mv: Callable[[Any], Any], aux: Any, r: Any, tol: Array, max_steps: Array) -> Run:
+        """Solve `A d = r` from zero until the norm of the residual is below `tol`."""
+
+    @abc.abstractmethod
+    def _tail(self, r: Any, rnorm: Array) -> Any:
+        """Return the `tail` of no run at all, for the zero iterate with the residual `r`."""
+
+    @abc.abstractmethod
+    def _error_bounds(self, mv: Any, aux: Any, r: Any, run: Run) -> tuple[Array, Array, str] | None:
+        """Bound the error that leaves the true residual `r`: from below, from above, and in which norm."""
+
+    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> State:
+        """Check the operator and linearise it. See `lineax.AbstractLinearSolver.init`."""
+        if not same_structure(operator.in_structure(), operator.out_structure()):
+            raise ValueError(
+                f"`{type(self).__name__}` needs a square operator; got one from {operator.in_structure()} to "
+                f"{operator.out_structure()}. Solve the normal equations, `lineax.Normal(PCG(...))`, or use `lineax.LSMR`."
+            )
+        operator = lx.linearise(operator)
+        return operator, self._prepare(operator, options), eqxi.Static(self._sign(operator))
+
+    def compute(
+        self, state: State, vector: PyTree[Array], options: dict[str, Any]
+    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        """Solve against `vector`. See `lineax.AbstractLinearSolver.compute`."""
+        operator, aux, sign = state
+        y0 = options.get("y0")
+        dtype = real_dtype(vector)
+
+        def mv(v):
+            # lineax calls this under `vmap` with the dtypes of the operator: nothing here may promote.
+            out = operator.mv(v)
+            return tree_scale(jnp.asarray(-1, dtype), out) if sign.value < 0 else out
+
+        dot = getattr(self, "dot", tree_dot)
+        scale = scale_of(vector, dot)
+        b = tree_scale(sign.value / scale, vector)
+        bnorm = jnp.sqrt(dot(b, b))
+        rtol = float(jnp.finfo(dtype).eps) ** 0.75 if self.rtol is None else self.rtol
+        tol = jnp.maximum(jnp.asarray(rtol, dtype) * bnorm, jnp.asarray(self.atol, dtype) / scale)
+        max_steps = default_max_steps(vector) if self.max_steps is None else self.max_steps
+        x, r = tree_scale(jnp.zeros((), dtype), b), b
+        if y0 is not None:
+            x = tree_axpy(jnp.where(bnorm > 0, 1 / scale, 0), y0, x)
+            r = tree_axpy(-jnp.ones((), dtype), mv(x), b)
+        rounds = self._iterate(mv, aux, b, x, r, tol, max_steps, dot)
+        result, code = self._outcome(rounds, bnorm, tol, max_steps)
+        relative = 1 / jnp.where(bnorm > 0, bnorm, 1)
+        bounds = self._error_bounds(mv, aux, rounds.r, rounds.last)
+        lower, upper, norm = (None, None, None) if bounds is None else bounds
+        certificate = Certificate(
+            quantity="relative residual |b - A x| / |b|",
+            value=rounds.rnorm * relative,
+            kind="proved",
+            assumptions=("up to the rounding of one product with the operator",),
+            true_relres=rounds.rnorm * relative,
+            recurrence_relres=rounds.last.rnorm * relative,
+            cond_estimate=rounds.last.cond,
+            error_lower=None if lower is None else lower * scale,
+            error_upper=None if upper is None else upper * scale,
+            error_norm=norm,
+        )
+        stats = {
+            "num_steps": rounds.last.num_steps,
+            "num_matvecs": rounds.last.num_matvecs + rounds.count + (0 if y0 is None else 1),
+            "result": result,
+            "certificate": certificate,
+        }
+        return tree_scale(scale, rounds.x), code, stats
+
+    def _iterate(self, mv, aux, b, x, r, tol, max_steps, dot) -> _Rounds:
+        rnorm = jnp.sqrt(dot(r, r))
+        eps = float(jnp.finfo(rnorm.dtype).eps)
+        count = jnp.zeros((), jnp.int32)
+
+        def active(c: _Rounds) -> Array:
+            going = c.go_on & (c.count < self._max_rounds) & (c.last.num_steps < max_steps)
+            return (c.rnorm > tol) & going
+
+        def body(c: _Rounds) -> _Rounds:
+            # Under `vmap` an example that is done stays in the loop: an infinite tolerance makes it stay for nothing.
+            run = self._run(mv, aux, c.r, jnp.where(active(c), tol, jnp.inf), max_steps - c.last.num_steps)
+            x = tree_axpy(jnp.ones((), rnorm.dtype), run.x, c.x)
+            r = tree_axpy(-jnp.ones((), rnorm.dtype), mv(x), b)
+            new = jnp.sqrt(dot(r, r))
+            # A refinement that does not lower the true residual is thrown away. The first round always counts: its
+            # residual may be larger than that of zero while its error is smaller.
+            first = c.count == 0
+            keep = jnp.isfinite(new) & (first | (new < c.rnorm))
+            # Storing x in this precision alone leaves a residual of about eps |A| |x|.
+            floor = 10 * eps * run.norm_estimate * jnp.sqrt(dot(x, x))
+            worthwhile = keep & (new > floor) & (first | (new < self._progress * c.rnorm))
+            indefinite = c.last.indefinite | run.indefinite
+            nonfinite = c.last.nonfinite | run.nonfinite | ~jnp.isfinite(new)
+            last = Run(
+                x=None,
+                rnorm=jnp.where(keep, run.rnorm, c.last.rnorm),
+                num_steps=c.last.num_steps + run.num_steps,
+                num_matvecs=c.last.num_matvecs + run.num_matvecs,
+                norm_estimate=jnp.maximum(c.last.norm_estimate, run.norm_estimate),
+                cond=jnp.where(first, run.cond, c.last.cond),
+                indefinite=indefinite,
+                nonfinite=nonfinite,
+                tail=jtu.tree_map(lambda u, v: jnp.where(keep, u, v), run.tail, c.last.tail),
+            )
+            x, r, kept = jtu.tree_map(lambda u, v: jnp.where(keep, u, v), (x, r, new), (c.x, c.r, c.rnorm))
+            return _Rounds(c.count + 1, x, r, kept, last, worthwhile & ~(indefinite | nonfinite))
+
+        zero = 0 * rnorm
+        false = rnorm < 0
+        last = Run(None, rnorm, count, count, zero, jnp.nan * zero, false, ~jnp.isfinite(rnorm), self._tail(r, rnorm))
+        return jax.lax.while_loop(active, body, _Rounds(count, x, r, rnorm, last, ~false))
+
+    def _outcome(self, c: _Rounds, bnorm, tol, max_steps) -> tuple[RESULTS, lx.RESULTS]:
+        def pick(results: Any, indefinite: Any, nonfinite: Any, nonfinite_input: Any) -> Any:
+            out = results.where(c.last.num_steps >= max_steps, results.max_steps_reached, results.stagnation)
+            out = results.where(c.last.indefinite, indefinite, out)
+            out = results.where(c.rnorm <= 10 * tol, results.successful, out)
+            out = results.where(c.last.nonfinite, nonfinite, out)
+            return results.where(~jnp.isfinite(bnorm), nonfinite_input, out)
+
+        result = pick(RESULTS, RESULTS.indefinite, RESULTS.nonfinite, RESULTS.nonfinite)
+        if self.mode == "soft":
+            return result, lx.RESULTS.successful
+        # Lineax only knows its own members.
+        return result, pick(lx.RESULTS, lx.RESULTS.breakdown, lx.RESULTS.singular, lx.RESULTS.nonfinite_input)
+
+    def transpose(self, state: State, options: dict[str, Any]) -> tuple[State, dict[str, Any]]:
+        """Transpose operator and preconditioner. See `lineax.AbstractLinearSolver.transpose`."""
+        operator, aux, sign = state
+        return (operator.transpose(), self._turn(aux, "transpose"), sign), _without_guess(options, "transpose")
+
+    def conj(self, state: State, options: dict[str, Any]) -> tuple[State, dict[str, Any]]:
+        """Conjugate operator and preconditioner. See `lineax.AbstractLinearSolver.conj`."""
+        operator, aux, sign = state
+        return (lx.conj(operator), self._turn(aux, "conj"), sign), _without_guess(options, "conj")
+
+    def assume_full_rank(self) -> bool:
+        """Return `True`: derivatives are those of a nonsingular system."""
+        return True
+
+
+def turn(operator: Any, name: Literal["transpose", "conj"]) -> Any:
+    """Return the transpose or conjugate of an operator, or `None` of `None`."""
+    if operator is None:
+        return None
+    return operator.transpose() if name == "transpose" else lx.conj(operator)
+
+
+def preconditioner(
+    default: lx.AbstractLinearOperator | None,
+    operator: lx.AbstractLinearOperator,
+    options: dict[str, Any],
+    *,
+    definite: bool = True,
+) -> lx.AbstractLinearOperator | None:
+    """Return the linearised preconditioner of a solve, after checking it. Options win over what the solver holds."""
+    precond = options.get("preconditioner", default)
+    if precond is None:
+        return None
+    if definite and not lx.is_positive_semidefinite(precond):
+        raise ValueError(
+            "`precond` must be tagged positive semidefinite. If it is, say so with "
+            "`lineax.TaggedLinearOperator(precond, lineax.positive_semidefinite_tag)`."
+        )
+    if not same_structure(precond.in_structure(), operator.in_structure()):
+        raise ValueError(
+            f"`precond` must have the operator's structure {operator.in_structure()}; got {precond.in_structure()}"
+        )
+    return lx.linearise(precond)
+
+
+def same_structure(x: Any, y: Any) -> bool:
+    """Whether two pytrees agree in structure, shapes and dtypes."""
+    leaves_x, treedef_x = jtu.tree_flatten(x)
+    leaves_y, treedef_y = jtu.tree_flatten(y)
+    return treedef_x == treedef_y and all(
+        a.shape == b.shape and a.dtype == b.dtype for a, b in zip(leaves_x, leaves_y, strict=True)
+    )
+
+
+def default_max_steps(vector: Any) -> int:
+    """Ten steps an unknown, at least 100 and at most 10,000."""
+    size = sum(leaf.size for leaf in jtu.tree_leaves(vector))
+    return min(max(10 * size, 100), 10_000)
+
+
+def _without_guess(options: dict[str, Any], name: Literal["transpose", "conj"]) -> dict[str, Any]:
+    # A guess for one system is none for its transpose.
+    return {key: turn(value, name) for key, value in options.items() if key == "preconditioner"}
