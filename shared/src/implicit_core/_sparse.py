@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact, Int, Shaped
 
+from ._operator import AbstractOperator, as_tags, columns
 
-class SparseOperator(lx.AbstractLinearOperator):
+
+class SparseOperator(AbstractOperator):
     r"""A sparse matrix in coordinate form: $A = \sum_k v_k \, e_{r_k} e_{c_k}^\top$.
 
     The number of entries is static; where they are need not be (the index arrays may be traced), and the values are
@@ -15,7 +17,7 @@ class SparseOperator(lx.AbstractLinearOperator):
     is held in a fixed number of slots by padding; so are indices at or beyond the shape, which make their entry count
     for nothing in every method. Negative indices count from the end, as in NumPy.
 
-    A product is one gather and one scatter-add. On CPU it takes about 3 ns an entry; keep entries of the same row apart
+    Semi-dual optimal transport and graph Laplacians need it. A product is one gather and one scatter-add. On CPU it takes about 3 ns an entry; keep entries of the same row apart
     (store them column by column) when rows are long, because a run of additions to one address is up to three times
     slower.
 
@@ -76,7 +78,7 @@ class SparseOperator(lx.AbstractLinearOperator):
         self.rows = rows
         self.cols = cols
         self.shape = (int(shape[0]), int(shape[1]))
-        self.tags = frozenset(tags) if isinstance(tags, Iterable) else frozenset([tags])
+        self.tags = as_tags(tags)
         self.rows_sorted = rows_sorted
         self.cols_sorted = cols_sorted
 
@@ -84,11 +86,6 @@ class SparseOperator(lx.AbstractLinearOperator):
         """Return the product with a vector."""
         entries = self.values * self._gather(vector)
         return self._scatter(jnp.zeros(self.shape[0], entries.dtype), entries)
-
-    def mm(self, matrix: Inexact[Array, "n k"]) -> Inexact[Array, "m k"]:
-        """Return the product with every column of a matrix, with the indices read once."""
-        entries = self.values[:, None] * self._gather(matrix)
-        return self._scatter(jnp.zeros((self.shape[0], matrix.shape[1]), entries.dtype), entries)
 
     def as_matrix(self) -> Inexact[Array, "m n"]:
         """Return the dense matrix."""
@@ -132,52 +129,13 @@ class SparseOperator(lx.AbstractLinearOperator):
         return out.at[self.rows].add(entries, mode="drop", indices_are_sorted=self.rows_sorted)
 
 
-@lx.linearise.register(SparseOperator)
-@lx.materialise.register(SparseOperator)
-def _(operator):
-    # Nothing that Lineax materialises for needs a dense matrix here: it is called where `mv` would cost too much.
-    return operator
+@columns.register(SparseOperator)
+def _(operator, matrix):
+    # The indices are read once.
+    entries = operator.values[:, None] * operator._gather(matrix)
+    return operator._scatter(jnp.zeros((operator.shape[0], matrix.shape[1]), entries.dtype), entries)
 
 
 @lx.diagonal.register(SparseOperator)
 def _(operator):
     return operator.diagonal()
-
-
-@lx.tridiagonal.register(SparseOperator)
-def _(operator):
-    matrix = operator.as_matrix()
-    return jnp.diagonal(matrix), jnp.diagonal(matrix, offset=-1), jnp.diagonal(matrix, offset=1)
-
-
-@lx.conj.register(SparseOperator)
-def _(operator):
-    return eqx.tree_at(lambda op: op.values, operator, operator.values.conj())
-
-
-@lx.is_symmetric.register(SparseOperator)
-def _(operator):
-    if operator.tags & {lx.symmetric_tag, lx.diagonal_tag}:
-        return True
-    # Definite means Hermitian, which is symmetric for real values only.
-    definite = operator.tags & {lx.positive_semidefinite_tag, lx.negative_semidefinite_tag}
-    return bool(definite) and not jnp.iscomplexobj(operator.values)
-
-
-@lx.is_diagonal.register(SparseOperator)
-def _(operator):
-    return lx.diagonal_tag in operator.tags or operator.shape == (1, 1)
-
-
-def _register_tags(check, *tags: object) -> None:
-    @check.register(SparseOperator)
-    def _(operator):
-        return not operator.tags.isdisjoint(tags)
-
-
-_register_tags(lx.is_tridiagonal, lx.tridiagonal_tag, lx.diagonal_tag)
-_register_tags(lx.has_unit_diagonal, lx.unit_diagonal_tag)
-_register_tags(lx.is_lower_triangular, lx.lower_triangular_tag)
-_register_tags(lx.is_upper_triangular, lx.upper_triangular_tag)
-_register_tags(lx.is_positive_semidefinite, lx.positive_semidefinite_tag)
-_register_tags(lx.is_negative_semidefinite, lx.negative_semidefinite_tag)
