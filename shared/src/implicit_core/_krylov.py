@@ -1,6 +1,6 @@
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -38,7 +38,7 @@ class Run(eqx.Module):
     cond: Float[Array, ""]
     indefinite: Bool[Array, ""]
     nonfinite: Bool[Array, ""]
-    tail: Any = None  # what `_error_bounds` needs of the last run
+    tail: Any = None  # Gauss-Radau: its coefficient, <r, M r> and r of the recurrence
 
 
 class _Rounds(eqx.Module):
@@ -63,6 +63,7 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
     max_steps: eqx.AbstractVar[int | None]
     mode: eqx.AbstractVar[Mode]
 
+    _minimises_residual: eqx.AbstractClassVar[bool]
     _max_rounds: eqx.AbstractClassVar[int]
     _progress: eqx.AbstractClassVar[float]  # by how much a run must shrink the residual for another to be worthwhile
 
@@ -76,28 +77,12 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
             raise ValueError(f"`max_steps` must be non-negative; got {self.max_steps}")
 
     @abc.abstractmethod
-    def _sign(self, operator: lx.AbstractLinearOperator) -> int:
-        """Check the operator's tags; minus one if the kernel is to be given its negative."""
-
-    @abc.abstractmethod
-    def _prepare(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Any:
-        """Return what the kernel needs beside the operator: as a rule the preconditioner, or `None`."""
-
-    @abc.abstractmethod
-    def _turn(self, aux: Any, name: Literal["transpose", "conj"]) -> Any:
-        """Return what `_prepare` would for the transposed or conjugated operator."""
+    def _prepare(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> tuple[Any, int]:
+        """Check the operator; return what the kernel needs beside it, and minus one if it is to be given the negative."""
 
     @abc.abstractmethod
     def _run(self, mv: Callable[[Any], Any], aux: Any, r: Any, tol: Array, max_steps: Array) -> Run:
         """Solve `A d = r` from zero until the norm of the residual is below `tol`."""
-
-    @abc.abstractmethod
-    def _tail(self, r: Any, rnorm: Array) -> Any:
-        """Return the `tail` of no run at all, for the zero iterate with the residual `r`."""
-
-    @abc.abstractmethod
-    def _error_bounds(self, mv: Any, aux: Any, r: Any, run: Run) -> tuple[Array, Array, str] | None:
-        """Bound the error that leaves the true residual `r`: from below, from above, and in which norm."""
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> State:
         """Check the operator and linearise it. See `lineax.AbstractLinearSolver.init`."""
@@ -107,7 +92,8 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
                 f"{operator.out_structure()}. Solve the normal equations, `lineax.Normal(PCG(...))`, or use `lineax.LSMR`."
             )
         operator = lx.linearise(operator)
-        return operator, self._prepare(operator, options), eqxi.Static(self._sign(operator))
+        aux, sign = self._prepare(operator, options)
+        return operator, aux, eqxi.Static(sign)
 
     def compute(
         self, state: State, vector: PyTree[Array], options: dict[str, Any]
@@ -122,7 +108,8 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
             out = operator.mv(v)
             return tree_scale(jnp.asarray(-1, dtype), out) if sign.value < 0 else out
 
-        dot = getattr(self, "dot", tree_dot)
+        # Only some have these.
+        dot, lower_bound = getattr(self, "dot", tree_dot), getattr(self, "lower_bound", None)
         scale = scale_of(vector, dot)
         b = tree_scale(sign.value / scale, vector)
         bnorm = jnp.sqrt(dot(b, b))
@@ -136,8 +123,9 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
         rounds = self._iterate(mv, aux, b, x, r, tol, max_steps, dot)
         result, code = self._outcome(rounds, bnorm, tol, max_steps)
         relative = 1 / jnp.where(bnorm > 0, bnorm, 1)
-        bounds = self._error_bounds(mv, aux, rounds.r, rounds.last)
-        lower, upper, norm = (None, None, None) if bounds is None else bounds
+        lower = upper = None
+        if lower_bound is not None:
+            lower, upper = _error_bounds(mv, aux, rounds, lower_bound, dot)
         certificate = Certificate(
             quantity="relative residual |b - A x| / |b|",
             value=rounds.rnorm * relative,
@@ -148,7 +136,7 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
             cond_estimate=rounds.last.cond,
             error_lower=None if lower is None else lower * scale,
             error_upper=None if upper is None else upper * scale,
-            error_norm=norm,
+            error_norm=None if lower is None else "energy norm",
         )
         stats = {
             "num_steps": rounds.last.num_steps,
@@ -173,10 +161,10 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
             x = tree_axpy(jnp.ones((), rnorm.dtype), run.x, c.x)
             r = tree_axpy(-jnp.ones((), rnorm.dtype), mv(x), b)
             new = jnp.sqrt(dot(r, r))
-            # A refinement that does not lower the true residual is thrown away. The first round always counts: its
-            # residual may be larger than that of zero while its error is smaller.
+            # A run that does not lower the true residual is thrown away; but where the energy is minimised, the first
+            # counts: its residual may be larger than that of zero while its error is smaller.
             first = c.count == 0
-            keep = jnp.isfinite(new) & (first | (new < c.rnorm))
+            keep = jnp.isfinite(new) & ((new < c.rnorm) | (first & (not self._minimises_residual)))
             # Storing x in this precision alone leaves a residual of about eps |A| |x|.
             floor = 10 * eps * run.norm_estimate * jnp.sqrt(dot(x, x))
             worthwhile = keep & (new > floor) & (first | (new < self._progress * c.rnorm))
@@ -198,7 +186,8 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
 
         zero = 0 * rnorm
         false = rnorm < 0
-        last = Run(None, rnorm, count, count, zero, jnp.nan * zero, false, ~jnp.isfinite(rnorm), self._tail(r, rnorm))
+        tail = None if getattr(self, "lower_bound", None) is None else (zero, zero, tree_scale(zero, r))
+        last = Run(None, rnorm, count, count, zero, jnp.nan * zero, false, ~jnp.isfinite(rnorm), tail)
         return jax.lax.while_loop(active, body, _Rounds(count, x, r, rnorm, last, ~false))
 
     def _outcome(self, c: _Rounds, bnorm, tol, max_steps) -> tuple[RESULTS, lx.RESULTS]:
@@ -218,23 +207,38 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
     def transpose(self, state: State, options: dict[str, Any]) -> tuple[State, dict[str, Any]]:
         """Transpose operator and preconditioner. See `lineax.AbstractLinearSolver.transpose`."""
         operator, aux, sign = state
-        return (operator.transpose(), self._turn(aux, "transpose"), sign), _without_guess(options, "transpose")
+        return (operator.transpose(), turn(aux, "transpose"), sign), _without_guess(options, "transpose")
 
     def conj(self, state: State, options: dict[str, Any]) -> tuple[State, dict[str, Any]]:
         """Conjugate operator and preconditioner. See `lineax.AbstractLinearSolver.conj`."""
         operator, aux, sign = state
-        return (lx.conj(operator), self._turn(aux, "conj"), sign), _without_guess(options, "conj")
+        return (lx.conj(operator), turn(aux, "conj"), sign), _without_guess(options, "conj")
 
     def assume_full_rank(self) -> bool:
         """Return `True`: derivatives are those of a nonsingular system."""
         return True
 
 
-def turn(operator: Any, name: Literal["transpose", "conj"]) -> Any:
+def _error_bounds(mv, aux, c: _Rounds, lower_bound, dot) -> tuple[Array, Array]:
+    """Bound the error in the energy norm, from below and from above. See `PCG.lower_bound`."""
+    gauss, g, recurrence = c.last.tail
+    # The recurrence's residual has drifted from the true one by `drift`. In the norm of the inverse of A, which is at
+    # most 1 / lower_bound times that of M, the triangle inequality makes up for it.
+    drift = tree_axpy(-jnp.ones((), g.dtype), recurrence, c.r)
+    z, turned = (c.r, drift) if aux is None else (aux.mv(c.r), aux.mv(drift))
+    upper = jnp.sqrt(gauss * g) + jnp.sqrt(dot(drift, turned) / jnp.asarray(lower_bound, g.dtype))
+    # What one more step, straight down the preconditioned residual, would gain: the error is at least that.
+    rz, zaz = dot(c.r, z), dot(z, mv(z))
+    return rz / jnp.sqrt(jnp.where(zaz > 0, zaz, jnp.inf)), upper
+
+
+def turn(aux: Any, name: Literal["transpose", "conj"]) -> Any:
     """Return the transpose or conjugate of an operator, or `None` of `None`."""
-    if operator is None:
+    if aux is None:
         return None
-    return operator.transpose() if name == "transpose" else lx.conj(operator)
+    if isinstance(aux, lx.AbstractLinearOperator) and name == "conj":
+        return lx.conj(aux)
+    return getattr(aux, name)()
 
 
 def preconditioner(

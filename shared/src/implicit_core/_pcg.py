@@ -1,14 +1,13 @@
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import equinox as eqx
-import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array
 
 from ._custom_types import RealScalar
-from ._krylov import AbstractKrylov, Mode, Run, frozen, preconditioner, turn
-from ._misc import tree_axpy, tree_dot, tree_scale
+from ._krylov import AbstractKrylov, Mode, Run, frozen, preconditioner
+from ._misc import tree_dot
 from ._pcg_kernel import pcg_loop
 
 
@@ -74,6 +73,7 @@ class PCG(AbstractKrylov):
     lower_bound: RealScalar | None = eqx.field(default=None, converter=frozen)
     compact: bool = eqx.field(default=False, static=True, kw_only=True)
 
+    _minimises_residual: ClassVar[bool] = False
     # Refinement restarts from the true residual: two are enough to reach the floor whenever one would help at all.
     _max_rounds: ClassVar[int] = 3
     _progress: ClassVar[float] = 0.5
@@ -84,22 +84,15 @@ class PCG(AbstractKrylov):
         if isinstance(self.lower_bound, int | float) and not self.lower_bound > 0:
             raise ValueError(f"`lower_bound` must be positive; got {self.lower_bound}")
 
-    def _sign(self, operator: lx.AbstractLinearOperator) -> int:
-        if lx.is_negative_semidefinite(operator):
-            return -1
-        if not lx.is_positive_semidefinite(operator):
+    def _prepare(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> tuple[Any, int]:
+        negative = lx.is_negative_semidefinite(operator)
+        if not (negative or lx.is_positive_semidefinite(operator)):
             raise ValueError(
                 "`PCG` needs an operator that is tagged positive or negative semidefinite. If it is, say so with "
                 "`lineax.TaggedLinearOperator(operator, lineax.positive_semidefinite_tag)`; if it is symmetric only, "
                 "use `MINRES`."
             )
-        return 1
-
-    def _prepare(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Any:
-        return preconditioner(self.precond, operator, options)
-
-    def _turn(self, aux: Any, name: Literal["transpose", "conj"]) -> Any:
-        return turn(aux, name)
+        return preconditioner(self.precond, operator, options), -1 if negative else 1
 
     def _run(self, mv: Callable[[Any], Any], aux: Any, r: Any, tol: Array, max_steps: Array) -> Run:
         c = pcg_loop(
@@ -124,19 +117,3 @@ class PCG(AbstractKrylov):
             nonfinite=c.nonfinite,
             tail=None if self.lower_bound is None else (c.watched.gauss, c.g, c.r),
         )
-
-    def _tail(self, r: Any, rnorm: Array) -> Any:
-        return None if self.lower_bound is None else (0 * rnorm, 0 * rnorm, tree_scale(0 * rnorm, r))
-
-    def _error_bounds(self, mv: Any, aux: Any, r: Any, run: Run) -> tuple[Array, Array, str] | None:
-        if self.lower_bound is None:
-            return None
-        gauss, g, recurrence = run.tail
-        # The recurrence's residual has drifted from the true one by `drift`. In the norm of the inverse of A, which is at
-        # most 1 / lower_bound in that of M, the triangle inequality makes up for it.
-        drift = tree_axpy(-jnp.ones((), g.dtype), recurrence, r)
-        z, turned = (r, drift) if aux is None else (aux.mv(r), aux.mv(drift))
-        upper = jnp.sqrt(gauss * g) + jnp.sqrt(self.dot(drift, turned) / jnp.asarray(self.lower_bound, g.dtype))
-        # What one more step, straight down the preconditioned residual, would gain: the error is at least that.
-        rz, zaz = self.dot(r, z), self.dot(z, mv(z))
-        return rz / jnp.sqrt(jnp.where(zaz > 0, zaz, jnp.inf)), upper, "energy norm"

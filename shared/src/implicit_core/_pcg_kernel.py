@@ -2,13 +2,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int
 
-from ._custom_types import IntScalar, RealScalar, Vector
 from ._batched import loop
+from ._custom_types import IntScalar, RealScalar, Vector
 from ._misc import real_dtype, scale_of, tree_axpy, tree_dot, tree_scale
 
 
@@ -227,9 +226,7 @@ def pcg(
     return tree_scale(scale, x), info
 
 
-def pcg_loop(
-    mv, r, *, precond_mv, tol, max_steps, stagnation, dot, lower_bound=None, compact=False
-) -> PCGCarry:
+def pcg_loop(mv, r, *, precond_mv, tol, max_steps, stagnation, dot, lower_bound=None, compact=False) -> PCGCarry:
     """Run the recurrence on `A x = r` from zero, without scaling, to the absolute tolerance `tol`."""
     max_steps = jnp.asarray(max_steps, jnp.int32)
 

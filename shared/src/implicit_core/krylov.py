@@ -1,8 +1,13 @@
-"""Krylov solvers: the bare loop [`implicit_core.krylov.pcg`][] and the Lineax solver [`implicit_core.krylov.PCG`][]."""
+"""Krylov solvers as Lineax solvers, and the bare loop of conjugate gradients, [`implicit_core.krylov.pcg`][]."""
 
+from ._deflated import Deflated
+from ._directions import ConjugateDirections
+from ._fgmres import FGMRES
+from ._minres import MINRES
 from ._misc import tree_dot
 from ._pcg import PCG
 from ._pcg_kernel import PCGInfo, pcg
+from ._refined import Refined
 
 
-__all__ = ["PCG", "PCGInfo", "pcg", "tree_dot"]
+__all__ = ["FGMRES", "MINRES", "PCG", "ConjugateDirections", "Deflated", "PCGInfo", "Refined", "pcg", "tree_dot"]

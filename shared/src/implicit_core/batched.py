@@ -1,0 +1,6 @@
+"""Batches of solves, each example to its own end."""
+
+from ._batched import solve
+
+
+__all__ = ["solve"]
