@@ -133,8 +133,10 @@ class ConjugateDirections(AbstractKrylov):
         rnorm = jnp.sqrt(self.dot(new, new))
         gained = c.energy + alpha * c.rnorm * slope
         better = (rnorm < 0.9 * c.mark) | (gained > c.energy * (1 + 16 * eps))
-        slot = c.k % max(self.memory, 1)
-        put = lambda stack, leaf: stack.at[slot].set(jnp.where(sound, leaf, 0), mode="drop")
+
+        def put(stack, leaf):
+            return stack.at[c.k % self.memory].set(jnp.where(sound, leaf, 0)) if self.memory > 0 else stack
+
         norm = jnp.where(dd > 0, curvature / jnp.where(dd > 0, dd, 1), 0)
         return _Carry(
             k=c.k + 1,
@@ -143,7 +145,7 @@ class ConjugateDirections(AbstractKrylov):
             rnorm=jnp.where(sound & jnp.isfinite(rnorm), rnorm, c.rnorm),
             P=jtu.tree_map(put, c.P, d),
             Q=jtu.tree_map(put, c.Q, q),
-            curvatures=c.curvatures.at[slot].set(jnp.where(sound, curvature, 0), mode="drop"),
+            curvatures=put(c.curvatures, curvature),
             mark=jnp.where(rnorm < 0.9 * c.mark, rnorm, c.mark),
             energy=gained,
             norm=jnp.maximum(c.norm, jnp.where(sound, norm, 0)),

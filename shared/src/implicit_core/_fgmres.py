@@ -172,7 +172,7 @@ def _step(c: _Cycle, mv, precond_mv) -> _Cycle:
     finite = jnp.isfinite(length) & jnp.isfinite(rho)
     norm = jnp.maximum(c.norm, length)
     # Where the column is dependent on the others the operator is singular, and this direction of no use.
-    sound = finite & (rho > 10 * eps * norm)
+    sound = finite & (rho > eps ** (2 / 3) * norm)
     safe = jnp.where(sound, rho, 1).astype(dtype)
     rotation = jnp.stack([jnp.stack([jnp.conj(a), jnp.conj(b)]), jnp.stack([-b, a])]) / safe
     pair = jnp.stack([k, k + 1])
