@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from implicit_core import RESULTS
 from implicit_core.krylov import FGMRES, MINRES, PCG, ConjugateDirections, Deflated, Refined
-from stationary_testkit import finite_difference_jvp, tree_allclose, vjp_matches_jvp
+from stationary_testkit import finite_difference_jvp, tree_allclose
 
 
 PSD = lx.positive_semidefinite_tag
@@ -262,9 +262,10 @@ def test_complex(getkey):
 
 def test_pytrees(getkey):
     matrix, b = symmetric(12, getkey()), jr.normal(getkey(), (12,))
-    tree = {"a": b[:5], "b": b[5:].reshape(7, 1)}
     flat = lambda v: jnp.concatenate([v["a"], v["b"][:, 0]])
-    fn = lambda v: (lambda y: {"a": y[:5], "b": y[5:].reshape(7, 1)})(matrix @ flat(v))
+    nest = lambda y: {"a": y[:5], "b": y[5:].reshape(7, 1)}
+    fn = lambda v: nest(matrix @ flat(v))
+    tree = nest(b)
     operator = lx.FunctionLinearOperator(fn, jax.eval_shape(lambda: tree), SYM)
     for solver in (MINRES(), FGMRES()):
         assert tree_allclose(
@@ -403,8 +404,8 @@ def test_bad_input(getkey):
         ConjugateDirections(lambda r: r, memory=-1)
     with pytest.raises(ValueError, match="`lower_bound`"):
         PCG(lower_bound=0.0)
+    operator = lx.FunctionLinearOperator(lambda v: 2 * v, jax.eval_shape(lambda: b))
     with pytest.raises(ValueError, match="cannot convert"):
-        operator = lx.FunctionLinearOperator(lambda v: 2 * v, jax.eval_shape(lambda: b))
         lx.linear_solve(operator, b, Refined(lx.LU()))
     complex_symmetric = lx.MatrixLinearOperator(jnp.asarray(1j) * jnp.eye(4, dtype=jnp.complex128), SYM)
     with pytest.raises(ValueError, match="definite, if it is complex"):
