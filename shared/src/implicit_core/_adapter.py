@@ -2,7 +2,7 @@
 import functools as ft
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -13,14 +13,13 @@ import jax.tree_util as jtu
 import lineax as lx
 import optimistix as optx
 import optimistix.internal as optxi
-from jaxtyping import Array
 
+from ._fgmres import FGMRES
+from ._minres import MINRES
 from ._pcg import PCG
 
 
-Z = TypeVar("Z")
-
-_MAX_DENSE = 256  # unknowns up to which a dense factorisation is used whatever the structure
+MAX_DENSE = 256  # unknowns up to which a dense factorisation is used whatever the structure
 
 
 # The two functions that `implicit_jvp` sees. It insists on functions without a closure, and jaxtyping's import hook
@@ -46,6 +45,13 @@ def stop_gradient(tree: Any) -> Any:
     return eqx.combine(jax.lax.stop_gradient(dynamic), static)
 
 
+def hoist(fn: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+    """Return `fn` with the arrays that it captures as its leaves, if it may capture any."""
+    if inspect.isfunction(fn) and fn.__closure__ is None:
+        return fn
+    return eqx.filter_closure_convert(fn, *args)
+
+
 def attach(
     rewrite_fn: Callable[[Any, Any, Any], Any],
     root: Any,
@@ -59,25 +65,60 @@ def attach(
     The implicit function theorem, $\partial z = -(\partial_1 F)^{-1} \partial_2 F$, by `optimistix.internal.implicit_jvp`
     around a primal that merely returns the root; so the solver is never seen by differentiation, nor run again by it.
     """
-    # A function that is neither global nor a pytree may hide arrays: turn them into leaves. (Unwrapped, because the
-    # import hook puts plain functions in a closure.)
-    plain = inspect.unwrap(rewrite_fn) if inspect.isfunction(rewrite_fn) else rewrite_fn
-    if getattr(plain, "__closure__", None) is None and inspect.isfunction(plain):
-        rewrite_fn = plain
-    else:
-        rewrite_fn = eqx.filter_closure_convert(rewrite_fn, root, residual, inputs)
+    rewrite_fn = hoist(rewrite_fn, root, residual, inputs)
     frozen = stop_gradient((root, residual))
     out, _ = optxi.implicit_jvp(_primal, _rewrite, (*frozen, rewrite_fn, inputs), tags, linear_solver)
     return out
 
 
 def default_linear_solver(root: Any, tags: frozenset[object]) -> lx.AbstractLinearSolver:
-    """Return a direct solver for small systems, conjugate gradients for large definite ones, else a direct one."""
+    """Return a direct solver for a small system, else the Krylov solver of its structure; never a large dense matrix.
+
+    The Krylov solvers are strict: a derivative that misses its tolerance raises, it is never silently wrong. The ones
+    in soft mode are for those who read the residual, see [`implicit_core.implicit.AdjointState`][].
+    """
     size = sum(leaf.size for leaf in jtu.tree_leaves(root))
-    definite = not tags.isdisjoint({lx.positive_semidefinite_tag, lx.negative_semidefinite_tag})
-    if size > _MAX_DENSE and definite:
-        return PCG(mode="soft")
-    return lx.AutoLinearSolver(well_posed=None)
+    if not tags.isdisjoint({lx.diagonal_tag, lx.tridiagonal_tag}):
+        return lx.AutoLinearSolver(well_posed=None)
+    if size <= MAX_DENSE:
+        return Direct()
+    if not tags.isdisjoint({lx.positive_semidefinite_tag, lx.negative_semidefinite_tag}):
+        return PCG()
+    return FGMRES() if lx.symmetric_tag not in tags else MINRES()
+
+
+class Direct(lx.AbstractLinearSolver[tuple[lx.AbstractLinearOperator, Any]]):
+    """Lineax's direct solver for the operator's tags, and one step of iterative refinement.
+
+    Where rows differ in scale, as those of a Hessian and of constraints do, elimination is accurate only for the
+    largest ones. One correction, even in the same precision, makes it accurate for each: Skeel, Math. Comp. 35 (1980).
+    """
+
+    inner: lx.AbstractLinearSolver = lx.AutoLinearSolver(well_posed=None)
+
+    def init(self, operator, options):
+        operator = lx.materialise(operator)
+        return operator, self.inner.init(operator, options)
+
+    def compute(self, state, vector, options):
+        operator, factors = state
+        x, result, stats = self.inner.compute(factors, vector, options)
+        residual = jtu.tree_map(jnp.subtract, vector, operator.mv(x))
+        correction, _, _ = self.inner.compute(factors, residual, options)
+        return jtu.tree_map(jnp.add, x, correction), result, stats
+
+    def transpose(self, state, options):
+        operator, factors = state
+        factors, options = self.inner.transpose(factors, options)
+        return (operator.transpose(), factors), options
+
+    def conj(self, state, options):
+        operator, factors = state
+        factors, options = self.inner.conj(factors, options)
+        return (lx.conj(operator), factors), options
+
+    def assume_full_rank(self):
+        return self.inner.assume_full_rank()
 
 
 class _WithOptions(lx.AbstractLinearSolver[tuple[Any, dict[str, Any]]]):
@@ -90,9 +131,8 @@ class _WithOptions(lx.AbstractLinearSolver[tuple[Any, dict[str, Any]]]):
         return self.inner.init(operator, options), options
 
     def compute(self, state, vector, options):
-        del options
-        inner_state, options = state
-        return self.inner.compute(inner_state, vector, options)
+        inner_state, baked = state
+        return self.inner.compute(inner_state, vector, {**baked, **options})
 
     def transpose(self, state, options):
         return self.inner.transpose(*state), options
@@ -107,9 +147,10 @@ class _WithOptions(lx.AbstractLinearSolver[tuple[Any, dict[str, Any]]]):
 LinearSolver = lx.AbstractLinearSolver | Callable[[Any, Any, Any], lx.AbstractLinearSolver] | None
 
 
-def _choose(
+def choose(
     linear_solver: LinearSolver, options: dict[str, Any] | None, root: Any, residual: Any, inputs: Any, tags: frozenset
 ) -> lx.AbstractLinearSolver:
+    """Return the linear solver to be used at `root`, with `options` baked in."""
     if linear_solver is None:
         solver = default_linear_solver(root, tags)
     elif isinstance(linear_solver, lx.AbstractLinearSolver):
@@ -132,9 +173,11 @@ class ImplicitAdjoint(optx.AbstractAdjoint):
 
     - `linear_solver`: solves the linear system of the derivative. Either a `lineax.AbstractLinearSolver`; or a
         function `(root, residual, inputs) -> lineax.AbstractLinearSolver`, called at the solution, for instance to
-        build a preconditioner there; or `None`, which means a direct solver up to 256 unknowns,
-        `PCG(mode="soft")` for larger systems with a `positive_semidefinite_tag` or `negative_semidefinite_tag`, and a
-        direct solver otherwise.
+        build a preconditioner there; or `None`, which means a direct solver up to 256 unknowns and, for larger
+        systems, [`implicit_core.krylov.PCG`][] if `tags` say that they are definite,
+        [`implicit_core.krylov.MINRES`][] if they say symmetric, else [`implicit_core.krylov.FGMRES`][]: no dense
+        matrix is made. These are strict, so a linear system that is not solved raises where it would else become a
+        wrong derivative. Pass one with `mode="soft"` to accept what is attained.
     - `options`: passed to the linear solver, as the `options` of `lineax.linear_solve` (for instance
         `{"preconditioner": operator}`). The linear solver has no derivative, nor have these.
 
@@ -177,96 +220,13 @@ class ImplicitAdjoint(optx.AbstractAdjoint):
         """
         inputs = (*inputs, ft.partial(eqxi.while_loop, kind="lax"))
         root, residual = primal_fn(stop_gradient(inputs))
-        solver = _choose(self.linear_solver, self.options, root, residual, inputs, tags)
+        solver = choose(self.linear_solver, self.options, root, residual, inputs, tags)
         out = attach(rewrite_fn, root, residual, inputs, tags, solver)
         return out, stop_gradient(residual)
 
 
-def root(
-    F: Callable[[Z, Any], Z],
-    *,
-    linear_solver: LinearSolver = None,
-    options: dict[str, Any] | None = None,
-    tags: frozenset[object] = frozenset(),
-) -> Callable[[Callable[..., Z]], Callable[..., Z]]:
-    r"""Give the result of any solver the derivative of the root of `F`. A decorator.
-
-    The decorated function is called as before, `solver(theta, *args) -> z`, and must return a point with
-    $F(z, \theta) = 0$. How it does is its own affair: a loop of ours, an Optimistix or jaxopt call, or SciPy behind
-    `jax.pure_callback`; outside of `jit` and `vmap` even plain NumPy. It is run once and never differentiated:
-    $\partial z / \partial\theta = -(\partial_1 F)^{-1} \partial_2 F$ at the point that it returned. Forward mode, reverse
-    mode, higher derivatives, `jit` and `vmap` all work, `vmap` if the solver's own pieces do.
-
-    The derivative is in `theta`, any pytree, and in arrays that `F` captures by closure. The further arguments
-    (a first guess, a tolerance) have none, because they do not appear in `F`.
-
-    **Arguments:**
-
-    - `F`: the optimality map `(z, theta) -> array(s)` of the same structure as `z`.
-    - `linear_solver`, `options`: see [`implicit_core.implicit.ImplicitAdjoint`][]; a function gets
-        `(z, None, theta)`.
-    - `tags`: Lineax tags of $\partial_1 F$, for instance `frozenset({lineax.positive_semidefinite_tag})` where `F` is the
-        gradient of a function and `z` its minimiser.
-
-    **Returns:**
-
-    A decorator.
-
-    **Raises:**
-
-    When called: `TypeError` if the solution is not of floating point, `ValueError` if `F` does not have the structure
-    of the solution.
-
-    !!! Example
-
-        ```python
-        @root(lambda z, theta: jnp.cos(theta * z) - z)
-        def solve(theta):
-            return jax.lax.fori_loop(0, 100, lambda _, z: jnp.cos(theta * z), jnp.zeros_like(theta))
-
-        jax.grad(solve)(0.5)  # -0.3421...
-        ```
-
-    ??? cite "Reference"
-
-        Blondel et al., "Efficient and Modular Implicit Differentiation", arXiv:2105.15183, (2) and (3).
-    """
-
-    def rewrite(z, residual, theta):
-        del residual
-        return F(z, theta)
-
-    def decorate(solver: Callable[..., Z]) -> Callable[..., Z]:
-        @ft.wraps(solver)
-        def wrapped(theta, *args, **kwargs):
-            # `jnp.array`, because inside `jax.grad` a Python number is a tracer around what is not an array.
-            theta = jtu.tree_map(lambda leaf: jnp.array(leaf) if eqx.is_array_like(leaf) else leaf, theta)
-            run = _without_tracers(solver, theta, *args, **kwargs)
-            z = stop_gradient(jtu.tree_map(_as_inexact, run(*stop_gradient((theta, *args)), **stop_gradient(kwargs))))
-            _check_square(F, z, theta)
-            chosen = _choose(linear_solver, options, z, None, theta, tags)
-            return attach(rewrite, z, None, theta, tags, chosen)
-
-        return wrapped
-
-    return decorate
-
-
-def _as_inexact(leaf: Any) -> Array:
-    leaf = jnp.asarray(leaf)
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        raise TypeError(f"the solver must return arrays of floating point; got a leaf of dtype {leaf.dtype}")
-    return leaf
-
-
-def _check_square(F: Callable[[Any, Any], Any], z: Any, theta: Any) -> None:
-    out = eqx.filter_eval_shape(F, z, theta)
-    shapes = [jtu.tree_map(lambda leaf: leaf.shape, tree) for tree in (out, z)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"`F` must have the shapes of the solution, {shapes[1]}; got {shapes[0]}")
-
-
-def _without_tracers(solver: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+def without_tracers(solver: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+    """Return `solver` with the derivatives of the arrays that it captures stopped."""
     # A solver that captures an array under differentiation would be differentiated through it. Only then is it traced
     # apart from its captures: a solver in plain NumPy, which cannot be traced, captures none.
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in _captured(solver)):
