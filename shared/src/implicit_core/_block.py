@@ -1,4 +1,5 @@
-from collections.abc import Callable, Iterable, Sequence
+import functools as ft
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +12,22 @@ from jaxtyping import Array, Float, Inexact, PyTree
 from ._custom_types import RealScalar
 from ._krylov import same_structure
 from ._misc import real_dtype
-from ._operator import AbstractOperator, as_tags, check_operator, common_dtype, dense, diagonal, ravel, tags_of, unravel
+from ._operator import (
+    AbstractOperator,
+    AbstractSquareOperator,
+    as_tags,
+    check_operator,
+    common_dtype,
+    dense,
+    dense_by_products,
+    diagonal,
+    freeze,
+    one_of,
+    ravel,
+    tags_of,
+    thaw,
+    unravel,
+)
 
 
 class BlockOperator(AbstractOperator):
@@ -75,19 +91,16 @@ class BlockOperator(AbstractOperator):
 
     def as_matrix(self) -> Inexact[Array, "m n"]:
         """Return the dense matrix."""
-        heights = [_structure_size(structure) for structure in self.out_structure()]
-        widths = [_structure_size(structure) for structure in self.in_structure()]
-        dtype = common_dtype(self.in_structure(), self.out_structure())
+        rows, cols = self.out_structure(), self.in_structure()
+        dtype = common_dtype(rows, cols)
 
-        def matrix(block, *shape):
-            return jnp.zeros(shape, dtype) if block is None else dense(block).astype(dtype)
+        def matrix(block, row, col):
+            if block is not None:
+                return dense(block).astype(dtype)
+            return jnp.zeros([sum(leaf.size for leaf in jtu.tree_leaves(side)) for side in (row, col)], dtype)
 
-        return jnp.block(
-            [
-                [matrix(block, m, n) for block, n in zip(row, widths, strict=True)]
-                for row, m in zip(self.blocks, heights, strict=True)
-            ]
-        )
+        lines = zip(self.blocks, rows, strict=True)
+        return jnp.block([[matrix(b, row, col) for b, col in zip(line, cols, strict=True)] for line, row in lines])
 
     def transpose(self) -> "BlockOperator":
         """Return the transpose, the blocks transposed."""
@@ -107,7 +120,7 @@ class BlockOperator(AbstractOperator):
         return tuple(next(block.out_structure() for block in row if block is not None) for row in self.blocks)
 
 
-class SaddleOperator(AbstractOperator):
+class SaddleOperator(AbstractSquareOperator):
     r"""The symmetric saddle point operator $\begin{pmatrix} H & C^\top \\ C & -\delta I\end{pmatrix}$, on pairs `(x, y)`.
 
     The derivative of a constrained minimiser needs it (`implicit.kkt`), and so do layers with hard constraints. It is
@@ -176,10 +189,6 @@ class SaddleOperator(AbstractOperator):
         """Return the structures of `x` and of `y`."""
         return self.H.in_structure(), self.C.out_structure()
 
-    def out_structure(self) -> tuple[PyTree[jax.ShapeDtypeStruct], PyTree[jax.ShapeDtypeStruct]]:
-        """Return the same as `in_structure`."""
-        return self.in_structure()
-
 
 @lx.diagonal.register(SaddleOperator)
 def _(operator):
@@ -233,11 +242,10 @@ class BatchedOperator(AbstractOperator):
             return jtu.tree_map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), structures)
 
         structures = eqx.filter_eval_shape(eqx.filter_vmap(member), operator)
-        leaves, treedef = jtu.tree_flatten(structures)
         self.operator = operator
         self.size = shapes[0][0]
         self.tags = tags
-        self._structures = treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        self._structures = freeze(structures)
 
     def mv(self, vector: PyTree[Inexact[Array, "..."]]) -> PyTree[Inexact[Array, "..."]]:
         """Return the members' products with the members' vectors."""
@@ -245,56 +253,31 @@ class BatchedOperator(AbstractOperator):
 
     def as_matrix(self) -> Inexact[Array, "m n"]:
         """Return the dense matrix, in the order of the flattened structure."""
-        members = eqx.filter_vmap(dense)(self.operator)
-        eye = jnp.eye(self.size, dtype=members.dtype)
-        matrix = jnp.einsum("kmn,kl->kmln", members, eye).reshape(self.size * members.shape[1], -1)
-        member_in, member_out = self.member_structure(), self._split(1, 1)
-        return matrix[self._order(member_out)][:, self._order(member_in)]
+        return dense_by_products(self)
 
     def transpose(self) -> "BatchedOperator":
         """Return the members' transposes."""
-        return self if lx.is_symmetric(self) else self._map(lambda operator: operator.transpose())
+        return self if lx.is_symmetric(self) else _map(lambda operator: operator.transpose(), self)
 
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
         """Return the members' structure, each leaf with the batch axis in front."""
-        return self._split(0, 0)
+        return thaw(self._structures)[0]
 
     def out_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
         """Return the structure of the products, each leaf with the batch axis in front."""
-        return self._split(1, 0)
+        return thaw(self._structures)[1]
 
     def member_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
         """Return the structure of what one member acts on."""
-        return self._split(0, 1)
-
-    def _split(self, which: int, skip: int) -> PyTree[jax.ShapeDtypeStruct]:
-        treedef, leaves = self._structures
-        return treedef.unflatten(jax.ShapeDtypeStruct(shape[skip:], dtype) for shape, dtype in leaves)[which]
-
-    def _map(self, fn: Callable[[lx.AbstractLinearOperator], lx.AbstractLinearOperator]) -> "BatchedOperator":
-        return BatchedOperator(eqx.filter_vmap(fn)(self.operator))
-
-    def _order(self, structure: Any) -> Array:
-        # Where an entry of the flattened structure stands if the members follow one another. They do not where a
-        # member has several leaves: flattening puts the first leaves of all members first.
-        index = jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(jnp.int32)), structure)
-        size = _structure_size(structure)
-        return ravel(unravel(jnp.arange(self.size * size, dtype=jnp.int32).reshape(self.size, size), index))
+        return one_of(self.in_structure())
 
 
-@lx.linearise.register(BatchedOperator)
-def _(operator):
-    return operator._map(lx.linearise)
+def _map(fn, operator):
+    return BatchedOperator(eqx.filter_vmap(fn)(operator.operator))
 
 
-@lx.materialise.register(BatchedOperator)
-def _(operator):
-    return operator._map(lx.materialise)
-
-
-@lx.conj.register(BatchedOperator)
-def _(operator):
-    return operator._map(lx.conj)
+for _fn in (lx.linearise, lx.materialise, lx.conj):
+    _fn.register(BatchedOperator)(ft.partial(_map, _fn))
 
 
 @lx.diagonal.register(BatchedOperator)
@@ -302,7 +285,3 @@ def _(operator):
     if not same_structure(operator.in_structure(), operator.out_structure()):
         return jnp.diagonal(operator.as_matrix())
     return ravel(unravel(eqx.filter_vmap(diagonal)(operator.operator), operator.member_structure()))
-
-
-def _structure_size(structure: Any) -> int:
-    return sum(leaf.size for leaf in jtu.tree_leaves(structure))

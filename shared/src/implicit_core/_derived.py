@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Inexact, Num, PyTree
 from ._custom_types import RealScalar
 from ._misc import real_dtype
 from ._operator import (
-    AbstractOperator,
+    AbstractSquareOperator,
     as_tags,
     check_operator,
     common_dtype,
@@ -32,7 +32,15 @@ _PATTERNS = (
 )
 
 
-class MaskedOperator(AbstractOperator):
+class _AbstractDerived(AbstractSquareOperator):
+    operator: eqx.AbstractVar[lx.AbstractLinearOperator]
+
+    def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """Return the structure of what `operator` acts on."""
+        return self.operator.in_structure()
+
+
+class MaskedOperator(_AbstractDerived):
     r"""$D A D + (I - D)$ for a 0/1 diagonal $D$: the operator where the mask holds, the identity elsewhere.
 
     The active set of a constrained problem needs it, which changes while shapes may not: an inactive row becomes that
@@ -92,21 +100,13 @@ class MaskedOperator(AbstractOperator):
         """Return the transpose, with the same mask."""
         return self if lx.is_symmetric(self) else MaskedOperator(self.operator.transpose(), self.mask)
 
-    def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
-        """Return the structure of the operator."""
-        return self.operator.in_structure()
-
-    def out_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
-        """Return the structure of the operator."""
-        return self.operator.in_structure()
-
 
 @lx.diagonal.register(MaskedOperator)
 def _(operator):
     return jnp.where(ravel(operator.mask), diagonal(operator.operator), 1)
 
 
-class ShiftedOperator(AbstractOperator):
+class ShiftedOperator(_AbstractDerived):
     r"""$A + \sigma I$.
 
     Ridge terms, Levenberg-Marquardt and resolvents need it. Tags on the pattern of entries are kept. That of
@@ -160,14 +160,6 @@ class ShiftedOperator(AbstractOperator):
             return self
         return ShiftedOperator(self.operator.transpose(), self.sigma, tags=lx.transpose_tags(self.tags))
 
-    def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
-        """Return the structure of the operator."""
-        return self.operator.in_structure()
-
-    def out_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
-        """Return the structure of the operator."""
-        return self.operator.in_structure()
-
 
 @lx.diagonal.register(ShiftedOperator)
 def _(operator):
@@ -175,7 +167,7 @@ def _(operator):
     return inner + operator.sigma.astype(inner.dtype)
 
 
-class NormalOperator(AbstractOperator):
+class NormalOperator(_AbstractDerived):
     r"""$A^* A + \rho I$, tagged positive semidefinite. The operator may be rectangular.
 
     Regularised least squares needs it: dynamic mode decomposition, Gauss-Newton. A product makes one with $A$ and one
@@ -225,14 +217,6 @@ class NormalOperator(AbstractOperator):
     def transpose(self) -> lx.AbstractLinearOperator:
         """Return the transpose, which is the conjugate, and the operator itself if that is real."""
         return self if lx.is_symmetric(self) else lx.conj(self)
-
-    def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
-        """Return the structure of what the operator acts on."""
-        return self.operator.in_structure()
-
-    def out_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
-        """Return the same as `in_structure`."""
-        return self.operator.in_structure()
 
 
 @lx.diagonal.register(NormalOperator)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ._krylov import same_structure
 
@@ -30,6 +30,14 @@ class AbstractOperator(lx.AbstractLinearOperator):
     def mm(self, matrix: Any) -> Any:
         """Return the product with every column of a matrix, or of a pytree with one more, trailing, axis."""
         return columns(self, matrix)
+
+
+class AbstractSquareOperator(AbstractOperator):
+    """An operator from a space to itself."""
+
+    def out_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """Return the same as `in_structure`."""
+        return self.in_structure()
 
 
 @ft.singledispatch
@@ -78,6 +86,16 @@ def common_dtype(*trees: Any) -> np.dtype:
     return np.result_type(*(leaf.dtype for leaf in jtu.tree_leaves(trees)))
 
 
+matmul = ft.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+def dense_by_products(operator: lx.AbstractLinearOperator) -> Array:
+    """Return the matrix of an operator by its products with the unit vectors."""
+    structure = operator.in_structure()
+    eye = jnp.eye(operator.in_size(), dtype=common_dtype(structure))
+    return ravel(jax.vmap(operator.mv)(unravel(eye, structure)), lead=1).T
+
+
 def dense(operator: lx.AbstractLinearOperator) -> Array:
     """Return the matrix of any operator, in its own dtype: that of an identity would have the default one."""
     return operator.as_matrix().astype(common_dtype(operator.in_structure(), operator.out_structure()))
@@ -91,6 +109,23 @@ def diagonal(operator: lx.AbstractLinearOperator) -> Array:
 def tree_conj(tree: Any) -> Any:
     """Conjugate every complex leaf."""
     return jtu.tree_map(lambda leaf: leaf.conj() if jnp.iscomplexobj(leaf) else leaf, tree)
+
+
+def one_of(tree: Any) -> Any:
+    """Return the structure of one of the pytrees that lie along the leading axis of `tree`."""
+    return jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+
+
+def freeze(structure: Any) -> tuple:
+    """Make of a structure something hashable, for a static field."""
+    leaves, treedef = jtu.tree_flatten(structure)
+    return treedef, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+
+
+def thaw(frozen: tuple) -> Any:
+    """Undo `freeze`."""
+    treedef, leaves = frozen
+    return treedef.unflatten(leaves)
 
 
 def unravel(flat: Array, structure: Any) -> Any:

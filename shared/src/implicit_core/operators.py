@@ -2,6 +2,7 @@
 
 from ._block import BatchedOperator, BlockOperator, SaddleOperator
 from ._derived import MaskedOperator, NormalOperator, ShiftedOperator
+from ._lowrank import LowRankUpdate, Woodbury
 from ._operator import AbstractOperator
 from ._sparse import SparseOperator
 
@@ -10,9 +11,11 @@ __all__ = [
     "AbstractOperator",
     "BatchedOperator",
     "BlockOperator",
+    "LowRankUpdate",
     "MaskedOperator",
     "NormalOperator",
     "SaddleOperator",
     "ShiftedOperator",
     "SparseOperator",
+    "Woodbury",
 ]
