@@ -147,7 +147,7 @@ class KKTConditions(eqx.Module):
             values = jnp.abs(jnp.linalg.eigvalsh(operator.as_matrix()))
             condition = jnp.max(values) / jnp.min(values)
         else:
-            condition = estimate_condition(operator, key=jr.key(0)).value
+            condition = jnp.asarray(estimate_condition(operator, key=jr.key(0)).value)
         return KKTReport(margin, index, num_active, norm, condition)
 
     def _constraints(self, x: Any, theta: Any) -> tuple[Any, Any]:
