@@ -1,6 +1,6 @@
 import abc
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, cast
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -50,6 +50,14 @@ class _Rounds(eqx.Module):
     go_on: Bool[Array, ""]
 
 
+class _Settings(Protocol):
+    # Every solver has these. As abstract fields of the base class they would come first among the arguments of each.
+    rtol: RealScalar | None
+    atol: RealScalar
+    max_steps: int | None
+    mode: Mode
+
+
 class AbstractKrylov(lx.AbstractLinearSolver[State]):
     """What all our iterative solvers share: scaling, tolerances, the true residual, restarts, outcomes.
 
@@ -58,23 +66,22 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
     it (which is iterative refinement, or the restarts of GMRES); and the outcome is judged by the true residual.
     """
 
-    rtol: eqx.AbstractVar[RealScalar | None]
-    atol: eqx.AbstractVar[RealScalar]
-    max_steps: eqx.AbstractVar[int | None]
-    mode: eqx.AbstractVar[Mode]
+    _minimises_residual: ClassVar[bool]
+    _max_rounds: ClassVar[int]
+    _progress: ClassVar[float]  # by how much a run must shrink the residual for another to be worthwhile
 
-    _minimises_residual: eqx.AbstractClassVar[bool]
-    _max_rounds: eqx.AbstractClassVar[int]
-    _progress: eqx.AbstractClassVar[float]  # by how much a run must shrink the residual for another to be worthwhile
+    def _settings(self) -> _Settings:
+        return cast(_Settings, self)
 
     def __check_init__(self):
-        for name, tolerance in (("rtol", self.rtol), ("atol", self.atol)):
+        settings = self._settings()
+        for name, tolerance in (("rtol", settings.rtol), ("atol", settings.atol)):
             if isinstance(tolerance, int | float) and not tolerance >= 0:
                 raise ValueError(f"`{name}` must be non-negative; got {tolerance}")
-        if self.mode not in ("strict", "soft"):
-            raise ValueError(f'`mode` must be "strict" or "soft"; got {self.mode!r}')
-        if self.max_steps is not None and self.max_steps < 0:
-            raise ValueError(f"`max_steps` must be non-negative; got {self.max_steps}")
+        if settings.mode not in ("strict", "soft"):
+            raise ValueError(f'`mode` must be "strict" or "soft"; got {settings.mode!r}')
+        if settings.max_steps is not None and settings.max_steps < 0:
+            raise ValueError(f"`max_steps` must be non-negative; got {settings.max_steps}")
 
     @abc.abstractmethod
     def _prepare(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> tuple[Any, int]:
@@ -100,6 +107,7 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         """Solve against `vector`. See `lineax.AbstractLinearSolver.compute`."""
         operator, aux, sign = state
+        settings = self._settings()
         y0 = options.get("y0")
         dtype = real_dtype(vector)
 
@@ -113,9 +121,9 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
         scale = scale_of(vector, dot)
         b = tree_scale(sign.value / scale, vector)
         bnorm = jnp.sqrt(dot(b, b))
-        rtol = float(jnp.finfo(dtype).eps) ** 0.75 if self.rtol is None else self.rtol
-        tol = jnp.maximum(jnp.asarray(rtol, dtype) * bnorm, jnp.asarray(self.atol, dtype) / scale)
-        max_steps = default_max_steps(vector) if self.max_steps is None else self.max_steps
+        rtol = float(jnp.finfo(dtype).eps) ** 0.75 if settings.rtol is None else settings.rtol
+        tol = jnp.maximum(jnp.asarray(rtol, dtype) * bnorm, jnp.asarray(settings.atol, dtype) / scale)
+        max_steps = default_max_steps(vector) if settings.max_steps is None else settings.max_steps
         x, r = tree_scale(jnp.zeros((), dtype), b), b
         if y0 is not None:
             x = tree_axpy(jnp.where(bnorm > 0, 1 / scale, 0), y0, x)
@@ -199,7 +207,7 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
             return results.where(~jnp.isfinite(bnorm), nonfinite_input, out)
 
         result = pick(RESULTS, RESULTS.indefinite, RESULTS.nonfinite, RESULTS.nonfinite)
-        if self.mode == "soft":
+        if self._settings().mode == "soft":
             return result, lx.RESULTS.successful
         # Lineax only knows its own members.
         return result, pick(lx.RESULTS, lx.RESULTS.breakdown, lx.RESULTS.singular, lx.RESULTS.nonfinite_input)
