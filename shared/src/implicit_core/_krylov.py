@@ -1,6 +1,6 @@
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, cast
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -50,6 +50,7 @@ class _Rounds(eqx.Module):
     go_on: Bool[Array, ""]
 
 
+@runtime_checkable
 class _Settings(Protocol):
     # Every solver has these. As abstract fields of the base class they would come first among the arguments of each.
     rtol: RealScalar | None
