@@ -53,7 +53,8 @@ def to_markdown(rows: list[Row], context: dict[str, Any]) -> str:
 def _goals(rows: list[Row]) -> list[str]:
     ours = [row for row in rows if row["method"] == OURS]
     lines = ["| problem | goal | met |", "| --- | --- | --- |"]
-    return lines + [f"| {row['problem']} | {row['goal']} | {'yes' if row['met'] else '**no**'} |" for row in ours]
+    said = {True: "yes", False: "**no**", None: "–"}
+    return lines + [f"| {row['problem']} | {row['goal']} | {said[row['met']]} |" for row in ours]
 
 
 def _table(rows: list[Row]) -> list[str]:
