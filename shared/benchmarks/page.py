@@ -26,7 +26,7 @@ FAMILIES = {
     "I4": "Gradient of entropic potentials in float32, 200 points: `error` is that of one directional derivative.",
     "I5": "The gradient of a small or large multiple of a loss, divided by the multiple, float32, Jacobi preconditioner.",
     "C1": "CPU seconds to trace, lower and compile, in fresh processes.",
-    "S1": "Two processes and one give the same digits: see the tests, `shared/tests/test_dist.py`.",
+    "S1": "Two processes and one give the same digits: see the tests, `shared/tests/test_processes.py`.",
 }
 
 
