@@ -26,7 +26,7 @@ FAMILIES = {
     "I4": "Gradient of entropic potentials in float32, 200 points: `error` is that of one directional derivative.",
     "I5": "The gradient of a small or large multiple of a loss, divided by the multiple, float32, Jacobi preconditioner.",
     "C1": "CPU seconds to trace, lower and compile, in fresh processes.",
-    "S1": "Two processes and one give the same digits: see the tests, `shared/tests/test_dist.py`.",
+    "S1": "Two processes and one give the same digits: see the tests, `shared/tests/test_processes.py`.",
 }
 
 
@@ -53,7 +53,8 @@ def to_markdown(rows: list[Row], context: dict[str, Any]) -> str:
 def _goals(rows: list[Row]) -> list[str]:
     ours = [row for row in rows if row["method"] == OURS]
     lines = ["| problem | goal | met |", "| --- | --- | --- |"]
-    return lines + [f"| {row['problem']} | {row['goal']} | {'yes' if row['met'] else '**no**'} |" for row in ours]
+    said = {True: "yes", False: "**no**", None: "–"}
+    return lines + [f"| {row['problem']} | {row['goal']} | {said[row['met']]} |" for row in ours]
 
 
 def _table(rows: list[Row]) -> list[str]:

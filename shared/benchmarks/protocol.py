@@ -29,10 +29,10 @@ class Method(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """What the specification asks of ours, in words and as a test on the case's rows by method."""
+    """What the specification asks of ours, in words and as a test on the case's rows by method (`None`: nothing)."""
 
     text: str
-    met: Callable[[dict[str, Row]], bool]
+    met: Callable[[dict[str, Row]], bool | None]
 
 
 class Case(NamedTuple):

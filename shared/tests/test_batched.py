@@ -119,7 +119,7 @@ def test_shared_operator_and_other_solvers(problem):
         (lx.Cholesky(), "auto"),
         (PCG(1e-10), "auto"),
     ):
-        value = batched.solve(solver, operator, b, strategy, shared=True).value
+        value = batched.solve(solver, operator, b, strategy, shared=True).value  # pyright: ignore[reportArgumentType]
         assert tree_allclose(value, expected, rtol=1e-8, atol=1e-9)
     value = batched.solve(lx.LU(), BatchedOperator(operators_of(matrices)), b).value
     assert tree_allclose(value, jnp.linalg.solve(matrices, b[..., None])[..., 0], rtol=1e-8, atol=1e-9)

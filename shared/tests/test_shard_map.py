@@ -98,6 +98,14 @@ def test_cg_says_how_it_ended():
         true = jnp.linalg.norm(b - d * jax.device_get(x)) / jnp.linalg.norm(b)
         assert abs(stats["certificate"].true_relres - true) < 1e-12
 
+        for wrong, error in ((jnp.arange(32), TypeError), ((), ValueError)):
+            try:
+                jax.shard_map(lambda b: dist.cg(lambda v: v, b, axis="i").value, mesh=mesh, in_specs=P("i"), out_specs=P("i"))(wrong)
+            except error as e:
+                assert "`b`" in str(e) or "at least one array" in str(e)
+            else:
+                raise AssertionError("no error")
+
         # The bare loop, and independent solves of unequal length, one a device: no communication at all.
         def alone(d, b):
             x, info = krylov.pcg(lambda v: d * v, b, rtol=1e-12, max_steps=50)

@@ -1,7 +1,7 @@
 """Primitives shared by the Stationary packages: implicit derivatives, linear solves, result codes, certificates."""
 
-from . import certify, dist, implicit, krylov, operators
+from . import batched, certify, dist, implicit, krylov, operators, precond
 from ._results import RESULTS
 
 
-__all__ = ["RESULTS", "certify", "dist", "implicit", "krylov", "operators"]
+__all__ = ["RESULTS", "batched", "certify", "dist", "implicit", "krylov", "operators", "precond"]

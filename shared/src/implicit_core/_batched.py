@@ -115,7 +115,7 @@ def solve(
         [`implicit_core.operators.BatchedOperator`][]; or one operator for all, with `shared=True`.
     - `b`: the right-hand sides, a pytree of arrays with a leading batch axis.
     - `strategy`: `"vmap"`; `"compact"`, which drops to a quarter of the batch when no more than a quarter still goes on
-        (up to three times; it compiles that much longer; solvers of [`implicit_core.krylov`][] only); `"map"`, one
+        (up to three times; it compiles that much longer; solvers of `implicit_core.krylov` only); `"map"`, one
         example after the other; or `"auto"`: on CPU `"map"` if the operator of an example is larger than 48 KiB, else
         `"compact"`; solvers of Lineax `"vmap"`.
     - `shared`: whether all examples have the same operator.

@@ -16,6 +16,7 @@ from ._operator import (
     common_dtype,
     dense,
     diagonal,
+    matmul,
     ravel,
     tags_of,
     tree_conj,
@@ -23,13 +24,8 @@ from ._operator import (
 
 
 # What survives a change of the diagonal.
-_PATTERNS = (
-    lx.symmetric_tag,
-    lx.diagonal_tag,
-    lx.tridiagonal_tag,
-    lx.lower_triangular_tag,
-    lx.upper_triangular_tag,
-)
+_TRIANGULAR = (lx.lower_triangular_tag, lx.upper_triangular_tag)
+_PATTERNS = (lx.symmetric_tag, lx.diagonal_tag, lx.tridiagonal_tag, *_TRIANGULAR)
 
 
 class _AbstractDerived(AbstractSquareOperator):
@@ -211,8 +207,7 @@ class NormalOperator(_AbstractDerived):
         """Return the dense matrix."""
         matrix = dense(self.operator)
         eye = jnp.eye(matrix.shape[1], dtype=matrix.dtype)
-        gram = jnp.matmul(matrix.conj().T, matrix, precision=jax.lax.Precision.HIGHEST)
-        return gram + self.ridge.astype(matrix.dtype) * eye
+        return matmul(matrix.conj().T, matrix) + self.ridge.astype(matrix.dtype) * eye
 
     def transpose(self) -> lx.AbstractLinearOperator:
         """Return the transpose, which is the conjugate, and the operator itself if that is real."""
@@ -222,5 +217,4 @@ class NormalOperator(_AbstractDerived):
 @lx.diagonal.register(NormalOperator)
 def _(operator):
     matrix = dense(operator.operator)
-    gram = jnp.sum(jnp.real(matrix * matrix.conj()), axis=0) + operator.ridge
-    return gram.astype(matrix.dtype)
+    return (jnp.sum(jnp.real(matrix * matrix.conj()), axis=0) + operator.ridge).astype(matrix.dtype)

@@ -73,13 +73,12 @@ class ConjugateDirections(AbstractKrylov):
             )
         return None, 1
 
-    def _run(self, mv: Callable[[Any], Any], aux: Any, r: Any, tol: Array, max_steps: Array) -> Run:
+    def _run(self, mv: Callable[[Any], Any], aux: Any, r: Any, rnorm: Array, tol: Array, max_steps: Array) -> Run:
         del aux
 
         def active(c: _Carry) -> Array:
             return (c.rnorm > tol) & (c.k < max_steps) & (c.idle < self.stagnation) & ~(c.indefinite | c.nonfinite)
 
-        rnorm = jnp.sqrt(self.dot(r, r))
         zero = 0 * rnorm
         none = jtu.tree_map(lambda leaf: jnp.zeros((self.memory, *leaf.shape), leaf.dtype), r)
         count = jnp.zeros((), jnp.int32)

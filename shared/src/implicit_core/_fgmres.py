@@ -68,14 +68,14 @@ class FGMRES(AbstractKrylov):
     def _prepare(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> tuple[Any, int]:
         return preconditioner(self.precond, operator, options, definite=False), 1
 
-    def _run(self, mv: Callable[[Any], Any], aux: Any, r: Any, tol: Array, max_steps: Array) -> Run:
+    def _run(self, mv: Callable[[Any], Any], aux: Any, r: Any, rnorm: Array, tol: Array, max_steps: Array) -> Run:
         m = min(self.restart, sum(leaf.size for leaf in jtu.tree_leaves(r)))
         precond_mv = None if aux is None else aux.mv
 
         def active(c: _Cycle) -> Array:
             return (c.rnorm > tol) & (c.k < jnp.minimum(m, max_steps)) & c.sound
 
-        c = loop(active, lambda c: _step(c, mv, precond_mv), _init(r, m, precond_mv), compact=self.compact)
+        c = loop(active, lambda c: _step(c, mv, precond_mv), _init(r, rnorm, m, precond_mv), compact=self.compact)
         # Columns that were not reached are unit vectors with nothing on the right: they add nothing.
         rhs = jnp.where(jnp.arange(m, dtype=jnp.int32) < c.k, c.g[:m], 0)
         y = jax.scipy.linalg.solve_triangular(c.R, rhs)
@@ -130,8 +130,7 @@ def _norm(w: Any) -> Array:
     return jnp.sqrt(sum(jnp.sum(jnp.real(x * jnp.conj(x))).astype(real_dtype(w)) for x in jtu.tree_leaves(w)))
 
 
-def _init(r, m, precond_mv) -> _Cycle:
-    rnorm = _norm(r)
+def _init(r, rnorm, m, precond_mv) -> _Cycle:
     unit = tree_scale(1 / jnp.where(rnorm > 0, rnorm, 1), r)
     V = jtu.tree_map(lambda x: jnp.zeros((m + 1, *x.shape), x.dtype).at[0].set(x), unit)
     dtype = _scalar_dtype(r)

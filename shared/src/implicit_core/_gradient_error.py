@@ -98,6 +98,7 @@ def gradient_error(
         assumptions=assumptions,
         true_relres=adjoint.relres,
         error_upper=delta,
+        error_norm=None if delta is None else "2-norm",
     )
 
 

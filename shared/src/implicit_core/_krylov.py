@@ -1,6 +1,6 @@
 import abc
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -41,13 +41,26 @@ class Run(eqx.Module):
     tail: Any = None  # Gauss-Radau: its coefficient, <r, M r> and r of the recurrence
 
 
+# Whether there is to be another round, and if not, why.
+_GOING, _DONE, _INDEFINITE, _NONFINITE = range(4)
+
+
 class _Rounds(eqx.Module):
     count: Int[Array, ""]
     x: Any
     r: Any  # the true residual b - A x
     rnorm: Float[Array, ""]
     last: Run  # all but its `x`
-    go_on: Bool[Array, ""]
+    status: Int[Array, ""]
+
+
+@runtime_checkable
+class _Settings(Protocol):
+    # Every solver has these. As abstract fields of the base class they would come first among the arguments of each.
+    rtol: RealScalar | None
+    atol: RealScalar
+    max_steps: int | None
+    mode: Mode
 
 
 class AbstractKrylov(lx.AbstractLinearSolver[State]):
@@ -58,31 +71,30 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
     it (which is iterative refinement, or the restarts of GMRES); and the outcome is judged by the true residual.
     """
 
-    rtol: eqx.AbstractVar[RealScalar | None]
-    atol: eqx.AbstractVar[RealScalar]
-    max_steps: eqx.AbstractVar[int | None]
-    mode: eqx.AbstractVar[Mode]
+    _minimises_residual: ClassVar[bool]
+    _max_rounds: ClassVar[int]
+    _progress: ClassVar[float]  # by how much a run must shrink the residual for another to be worthwhile
 
-    _minimises_residual: eqx.AbstractClassVar[bool]
-    _max_rounds: eqx.AbstractClassVar[int]
-    _progress: eqx.AbstractClassVar[float]  # by how much a run must shrink the residual for another to be worthwhile
+    def _settings(self) -> _Settings:
+        return cast(_Settings, self)
 
     def __check_init__(self):
-        for name, tolerance in (("rtol", self.rtol), ("atol", self.atol)):
+        settings = self._settings()
+        for name, tolerance in (("rtol", settings.rtol), ("atol", settings.atol)):
             if isinstance(tolerance, int | float) and not tolerance >= 0:
                 raise ValueError(f"`{name}` must be non-negative; got {tolerance}")
-        if self.mode not in ("strict", "soft"):
-            raise ValueError(f'`mode` must be "strict" or "soft"; got {self.mode!r}')
-        if self.max_steps is not None and self.max_steps < 0:
-            raise ValueError(f"`max_steps` must be non-negative; got {self.max_steps}")
+        if settings.mode not in ("strict", "soft"):
+            raise ValueError(f'`mode` must be "strict" or "soft"; got {settings.mode!r}')
+        if settings.max_steps is not None and settings.max_steps < 0:
+            raise ValueError(f"`max_steps` must be non-negative; got {settings.max_steps}")
 
     @abc.abstractmethod
     def _prepare(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> tuple[Any, int]:
         """Check the operator; return what the kernel needs beside it, and minus one if it is to be given the negative."""
 
     @abc.abstractmethod
-    def _run(self, mv: Callable[[Any], Any], aux: Any, r: Any, tol: Array, max_steps: Array) -> Run:
-        """Solve `A d = r` from zero until the norm of the residual is below `tol`."""
+    def _run(self, mv: Callable[[Any], Any], aux: Any, r: Any, rnorm: Array, tol: Array, max_steps: Array) -> Run:
+        """Solve `A d = r` from zero until the norm of the residual, `rnorm` at first, is below `tol`."""
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> State:
         """Check the operator and linearise it. See `lineax.AbstractLinearSolver.init`."""
@@ -100,6 +112,7 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         """Solve against `vector`. See `lineax.AbstractLinearSolver.compute`."""
         operator, aux, sign = state
+        settings = self._settings()
         y0 = options.get("y0")
         dtype = real_dtype(vector)
 
@@ -111,16 +124,22 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
         # Only some have these.
         dot, lower_bound = getattr(self, "dot", tree_dot), getattr(self, "lower_bound", None)
         scale = scale_of(vector, dot)
-        b = tree_scale(sign.value / scale, vector)
+
+        def scaled(count):
+            # Formed anew in every round: for a large vector, room for a copy costs more than the multiplication. XLA
+            # would move it out of the loop, were it not for a condition on the round, which never holds.
+            return tree_scale(jnp.where(count < 0, 1, sign.value / scale), vector)
+
+        b = scaled(0)
         bnorm = jnp.sqrt(dot(b, b))
-        rtol = float(jnp.finfo(dtype).eps) ** 0.75 if self.rtol is None else self.rtol
-        tol = jnp.maximum(jnp.asarray(rtol, dtype) * bnorm, jnp.asarray(self.atol, dtype) / scale)
-        max_steps = default_max_steps(vector) if self.max_steps is None else self.max_steps
+        rtol = float(jnp.finfo(dtype).eps) ** 0.75 if settings.rtol is None else settings.rtol
+        tol = jnp.maximum(jnp.asarray(rtol, dtype) * bnorm, jnp.asarray(settings.atol, dtype) / scale)
+        max_steps = default_max_steps(vector) if settings.max_steps is None else settings.max_steps
         x, r = tree_scale(jnp.zeros((), dtype), b), b
         if y0 is not None:
             x = tree_axpy(jnp.where(bnorm > 0, 1 / scale, 0), y0, x)
             r = tree_axpy(-jnp.ones((), dtype), mv(x), b)
-        rounds = self._iterate(mv, aux, b, x, r, tol, max_steps, dot)
+        rounds = self._iterate(mv, aux, scaled, x, r, tol, max_steps, dot)
         result, code = self._outcome(rounds, bnorm, tol, max_steps)
         relative = 1 / jnp.where(bnorm > 0, bnorm, 1)
         lower = upper = None
@@ -152,54 +171,59 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
         count = jnp.zeros((), jnp.int32)
 
         def active(c: _Rounds) -> Array:
-            going = c.go_on & (c.count < self._max_rounds) & (c.last.num_steps < max_steps)
+            going = (c.status == _GOING) & (c.count < self._max_rounds) & (c.last.num_steps < max_steps)
             return (c.rnorm > tol) & going
 
         def body(c: _Rounds) -> _Rounds:
             # Under `vmap` an example that is done stays in the loop: an infinite tolerance makes it stay for nothing.
-            run = self._run(mv, aux, c.r, jnp.where(active(c), tol, jnp.inf), max_steps - c.last.num_steps)
-            x = tree_axpy(jnp.ones((), rnorm.dtype), run.x, c.x)
-            r = tree_axpy(-jnp.ones((), rnorm.dtype), mv(x), b)
+            run_tol = jnp.where(active(c), tol, jnp.inf)
+            run = self._run(mv, aux, c.r, c.rnorm, run_tol, max_steps - c.last.num_steps)
+            x = jtu.tree_map(jnp.add, c.x, run.x)
+            r = jtu.tree_map(jnp.subtract, b(c.count), mv(x))
             new = jnp.sqrt(dot(r, r))
             # A run that does not lower the true residual is thrown away; but where the energy is minimised, the first
             # counts: its residual may be larger than that of zero while its error is smaller.
             first = c.count == 0
             keep = jnp.isfinite(new) & ((new < c.rnorm) | (first & (not self._minimises_residual)))
+            x, kept = jtu.tree_map(lambda u, v: jnp.where(keep, u, v), (x, new), (c.x, c.rnorm))
+            if run.tail is not None:  # else a residual that is not kept is not used either
+                r = jtu.tree_map(lambda u, v: jnp.where(keep, u, v), r, c.r)
             # Storing x in this precision alone leaves a residual of about eps |A| |x|.
             floor = 10 * eps * run.norm_estimate * jnp.sqrt(dot(x, x))
             worthwhile = keep & (new > floor) & (first | (new < self._progress * c.rnorm))
-            indefinite = c.last.indefinite | run.indefinite
-            nonfinite = c.last.nonfinite | run.nonfinite | ~jnp.isfinite(new)
+            status = jnp.where(worthwhile, _GOING, _DONE)
+            status = jnp.where(run.indefinite, _INDEFINITE, status)
+            status = jnp.where(run.nonfinite | ~jnp.isfinite(new), _NONFINITE, status)
             last = Run(
                 x=None,
                 rnorm=jnp.where(keep, run.rnorm, c.last.rnorm),
                 num_steps=c.last.num_steps + run.num_steps,
                 num_matvecs=c.last.num_matvecs + run.num_matvecs,
-                norm_estimate=jnp.maximum(c.last.norm_estimate, run.norm_estimate),
+                norm_estimate=run.norm_estimate,
                 cond=jnp.where(first, run.cond, c.last.cond),
-                indefinite=indefinite,
-                nonfinite=nonfinite,
+                indefinite=run.indefinite,
+                nonfinite=run.nonfinite,
                 tail=jtu.tree_map(lambda u, v: jnp.where(keep, u, v), run.tail, c.last.tail),
             )
-            x, r, kept = jtu.tree_map(lambda u, v: jnp.where(keep, u, v), (x, r, new), (c.x, c.r, c.rnorm))
-            return _Rounds(c.count + 1, x, r, kept, last, worthwhile & ~(indefinite | nonfinite))
+            return _Rounds(c.count + 1, x, r, kept, last, status)
 
         zero = 0 * rnorm
         false = rnorm < 0
         tail = None if getattr(self, "lower_bound", None) is None else (zero, zero, tree_scale(zero, r))
-        last = Run(None, rnorm, count, count, zero, jnp.nan * zero, false, ~jnp.isfinite(rnorm), tail)
-        return jax.lax.while_loop(active, body, _Rounds(count, x, r, rnorm, last, ~false))
+        last = Run(None, rnorm, count, count, zero, jnp.nan * zero, false, false, tail)
+        status = jnp.where(jnp.isfinite(rnorm), _GOING, _NONFINITE)
+        return jax.lax.while_loop(active, body, _Rounds(count, x, r, rnorm, last, status))
 
     def _outcome(self, c: _Rounds, bnorm, tol, max_steps) -> tuple[RESULTS, lx.RESULTS]:
         def pick(results: Any, indefinite: Any, nonfinite: Any, nonfinite_input: Any) -> Any:
             out = results.where(c.last.num_steps >= max_steps, results.max_steps_reached, results.stagnation)
-            out = results.where(c.last.indefinite, indefinite, out)
+            out = results.where(c.status == _INDEFINITE, indefinite, out)
             out = results.where(c.rnorm <= 10 * tol, results.successful, out)
-            out = results.where(c.last.nonfinite, nonfinite, out)
+            out = results.where(c.status == _NONFINITE, nonfinite, out)
             return results.where(~jnp.isfinite(bnorm), nonfinite_input, out)
 
         result = pick(RESULTS, RESULTS.indefinite, RESULTS.nonfinite, RESULTS.nonfinite)
-        if self.mode == "soft":
+        if self._settings().mode == "soft":
             return result, lx.RESULTS.successful
         # Lineax only knows its own members.
         return result, pick(lx.RESULTS, lx.RESULTS.breakdown, lx.RESULTS.singular, lx.RESULTS.nonfinite_input)

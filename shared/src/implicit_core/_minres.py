@@ -71,7 +71,7 @@ class MINRES(AbstractKrylov):
             )
         return preconditioner(self.precond, operator, options), 1
 
-    def _run(self, mv: Callable[[Any], Any], aux: Any, r: Any, tol: Array, max_steps: Array) -> Run:
+    def _run(self, mv: Callable[[Any], Any], aux: Any, r: Any, rnorm: Array, tol: Array, max_steps: Array) -> Run:
         size = sum(leaf.size for leaf in jtu.tree_leaves(r))
         patience = max(200, 2 * size) if self.stagnation is None else self.stagnation
         precond_mv = None if aux is None else aux.mv
@@ -79,7 +79,7 @@ class MINRES(AbstractKrylov):
         def active(c: _Carry) -> Array:
             return (c.rnorm > tol) & (c.k < max_steps) & (c.idle < patience) & c.sound
 
-        start = _init(r, precond_mv, self.dot)
+        start = _init(r, rnorm, precond_mv, self.dot)
         c = loop(active, lambda c: _step(c, mv, precond_mv, self.dot), start, compact=self.compact)
         ratio = jnp.where(start.gamma > 0, start.rnorm * (start.rnorm / start.gamma) / start.gamma, 0)
         cond = c.high / jnp.where(c.low > 0, c.low, 1)
@@ -108,14 +108,12 @@ class _Carry(eqx.Module):
     nonfinite: Bool[Array, ""]
 
 
-def _init(r, precond_mv, dot) -> _Carry:
+def _init(r, rnorm, precond_mv, dot) -> _Carry:
     z = r if precond_mv is None else precond_mv(r)
-    rr = dot(r, r)
-    zr = rr if precond_mv is None else dot(z, r)
-    rnorm = jnp.sqrt(rr)
+    zr = rnorm * rnorm if precond_mv is None else dot(z, r)
     zero, one = 0 * rnorm, 0 * rnorm + 1
-    nonfinite = ~(jnp.isfinite(rr) & jnp.isfinite(zr))
-    indefinite = (rr > 0) & (zr <= 0)
+    nonfinite = ~(jnp.isfinite(rnorm) & jnp.isfinite(zr))
+    indefinite = (rnorm > 0) & (zr <= 0)
     gamma = jnp.sqrt(jnp.maximum(zr, 0))
     nothing = tree_scale(zero, r)
     return _Carry(

@@ -94,10 +94,11 @@ class PCG(AbstractKrylov):
             )
         return preconditioner(self.precond, operator, options), -1 if negative else 1
 
-    def _run(self, mv: Callable[[Any], Any], aux: Any, r: Any, tol: Array, max_steps: Array) -> Run:
+    def _run(self, mv: Callable[[Any], Any], aux: Any, r: Any, rnorm: Array, tol: Array, max_steps: Array) -> Run:
         c = pcg_loop(
             mv,
             r,
+            rnorm,
             precond_mv=None if aux is None else aux.mv,
             tol=tol,
             max_steps=max_steps,
@@ -111,8 +112,8 @@ class PCG(AbstractKrylov):
             rnorm=c.rnorm,
             num_steps=c.k,
             num_matvecs=c.k,
-            norm_estimate=c.watched.norm_estimate,
-            cond=c.watched.high / c.watched.ritz_min,
+            norm_estimate=c.norm_estimate,
+            cond=c.watched.high / c.ritz_min(self.dot),
             indefinite=c.indefinite,
             nonfinite=c.nonfinite,
             tail=None if self.lower_bound is None else (c.watched.gauss, c.g, c.r),

@@ -39,32 +39,26 @@ class PCGInfo(eqx.Module):
 
 
 class _Monitor(NamedTuple):
-    # What is watched beside the recurrence: scalars.
+    # What is watched beside the recurrence: scalars. Each costs a kernel to compile, so there are no more than needed.
     energy: Any  # what the energy norm of the error, squared, has lost so far
     mark: Any  # the residual norm of the last step that counted as progress by it
-    energy_mark: Any  # the same for the energy
-    idle: Any  # number of steps since either
-    inv_precond: Any  # largest |r|^2 / <r, M r>, an estimate of the norm of the inverse of M
+    idle: Any  # number of steps since that, or since the energy last changed
     # Rayleigh quotients of M A that cost a few scalar operations a step. From above, those of the leading pairs of
     # Lanczos vectors: 2 x 2 blocks of the matrix T_kk = 1/alpha_k + beta_k/alpha_{k-1}, T_{k,k+1} = sqrt(beta_{k+1})/alpha_k.
-    # From below, that of the iterate, <x, A x> / <x, M^-1 x>: the first is the energy, the second follows from the
-    # recurrences of x and p, as in Steihaug, SIAM J. Numer. Anal. 20 (1983).
+    # From below, that of the iterate, <x, A x> / <x, M^-1 x>: the first is the energy; the second, with a
+    # preconditioner, follows from the recurrences of x and p, as in Steihaug, SIAM J. Numer. Anal. 20 (1983).
     high: Any
     inv_alpha: Any  # 1/alpha of the last step
-    ratio: Any  # beta/alpha of the last step
     entry: Any  # T_kk of the last step
-    xx: Any  # <x, M^-1 x>
-    xp: Any
-    pp: Any
     gauss: Any  # the coefficient of the Gauss-Radau bound, or `None`
+    metric: Any  # with a preconditioner, see `_Metric`, else `None`
 
-    @property
-    def ritz_min(self) -> Array:
-        return self.energy / jnp.where(self.xx > 0, self.xx, 1)
 
-    @property
-    def norm_estimate(self) -> Array:
-        return self.high * self.inv_precond
+class _Metric(NamedTuple):
+    inv_precond: Any  # largest |r|^2 / <r, M r>, an estimate of the norm of the inverse of M
+    xx: Any  # <x, M^-1 x>
+    xp: Any  # <x, M^-1 p>, where p is the next direction
+    pp: Any  # <p, M^-1 p>, where p is the last direction
 
 
 # Why a loop ended, beside the tolerance and the limits.
@@ -77,8 +71,10 @@ class PCGCarry(eqx.Module):
     k: Int[Array, ""]
     x: Any
     r: Any
-    p: Any
+    z: Any  # M r, or `None` without a preconditioner
+    p: Any  # the last direction; the next is z + beta p, formed at the start of a step, so that `p` can be overwritten
     g: Float[Array, ""]  # <r, M r>
+    beta: Float[Array, ""]
     rnorm: Float[Array, ""]
     watched: _Monitor
     status: Int[Array, ""]
@@ -91,6 +87,17 @@ class PCGCarry(eqx.Module):
     def nonfinite(self) -> Array:
         return self.status == _NONFINITE
 
+    def ritz_min(self, dot) -> Array:
+        """Return a Rayleigh quotient near the smallest eigenvalue of `M A`; zero before the first step."""
+        metric = self.watched.metric
+        xx = dot(self.x, self.x) if metric is None else metric.xx
+        return self.watched.energy / jnp.where(xx > 0, xx, 1)
+
+    @property
+    def norm_estimate(self) -> Array:
+        metric = self.watched.metric
+        return self.watched.high if metric is None else self.watched.high * metric.inv_precond
+
 
 def _status(finite, indefinite, diverged) -> Int[Array, ""]:
     # Sums of booleans: no constants, which inside `shard_map` would not vary over the mesh axes as the rest does.
@@ -99,40 +106,41 @@ def _status(finite, indefinite, diverged) -> Int[Array, ""]:
     return codes[0] + codes[1] + codes[2]
 
 
-def _watch(c: _Monitor, alpha, beta, g, g_new, rnorm, eps, lower_bound) -> _Monitor:
-    gauss = None
+def _watch(c: "PCGCarry", alpha, beta, g, rnorm, sound, lower_bound) -> _Monitor:
+    # Where the step is not sound, alpha is zero, and this is the last: what is read after it must stay as it is.
+    watched = c.watched
+    energy = watched.energy + alpha * c.g
+    inv_alpha = 1 / alpha
+    entry = inv_alpha + c.beta * watched.inv_alpha
+    # The off-diagonal square is at most the product of the diagonal: dividing by the larger avoids overflow.
+    large = jnp.maximum(entry, watched.entry)
+    half = 0.5 * (entry - watched.entry) / large
+    off = (c.beta * watched.inv_alpha / large) * (watched.inv_alpha / large)
+    top = 0.5 * (entry + watched.entry) + large * jnp.sqrt(half * half + off)
+    # Residuals of ill-conditioned systems rise for long before they fall, while the energy falls at every step.
+    smaller = rnorm < 0.9 * watched.mark
+    gauss = metric = None
     if lower_bound is not None:
         # The Gauss-Radau bound |e_k|_A^2 <= gauss <r_k, M r_k>, by Meurant and Tichy, Numer. Algorithms 62 (2013), (4.2).
         # In exact arithmetic gauss > alpha; rounding must not make it smaller.
         mu = jnp.asarray(lower_bound, rnorm.dtype)
-        gap = jnp.maximum(c.gauss - alpha, 0)
-        gauss = jnp.where(beta > 0, gap / (mu * gap + beta), 1 / mu)
-    energy = c.energy + alpha * g
-    # Residuals of ill-conditioned systems rise for long before they fall, while the energy falls at every step.
-    smaller = rnorm < 0.9 * c.mark
-    lower = energy > c.energy_mark * (1 + 16 * eps)
-    inv_alpha = 1 / alpha
-    entry = inv_alpha + c.ratio
-    # The off-diagonal square is at most the product of the diagonal: dividing by the larger avoids overflow.
-    large = jnp.maximum(entry, c.entry)
-    half = 0.5 * (entry - c.entry) / large
-    off = (c.ratio / large) * (c.inv_alpha / large)
-    top = 0.5 * (entry + c.entry) + large * jnp.sqrt(half * half + off)
-    xp = c.xp + alpha * c.pp
+        gap = jnp.maximum(watched.gauss - alpha, 0)
+        gauss = jnp.where(sound, jnp.where(beta > 0, gap / (mu * gap + beta), 1 / mu), watched.gauss)
+    if watched.metric is not None:
+        inv_precond, xx, xp, pp = watched.metric
+        pp = c.g + c.beta * c.beta * pp
+        new = xp + alpha * pp
+        ratio = jnp.where(sound & (g > 0), rnorm * (rnorm / g), 0)
+        metric = _Metric(jnp.maximum(inv_precond, ratio), xx + alpha * (xp + new), beta * new, pp)
     return _Monitor(
         energy=energy,
-        mark=jnp.where(smaller, rnorm, c.mark),
-        energy_mark=jnp.where(lower, energy, c.energy_mark),
-        idle=jnp.where(smaller | lower, 0, c.idle + 1),
-        inv_precond=jnp.maximum(c.inv_precond, jnp.where(g_new > 0, rnorm * (rnorm / g_new), 0)),
-        high=jnp.maximum(c.high, top),
+        mark=jnp.where(smaller, rnorm, watched.mark),
+        idle=jnp.where(smaller | (energy > watched.energy), 0, watched.idle + 1),
+        high=jnp.maximum(watched.high, jnp.where(sound, top, 0)),
         inv_alpha=inv_alpha,
-        ratio=beta * inv_alpha,
         entry=entry,
-        xx=c.xx + alpha * (c.xp + xp),
-        xp=beta * xp,
-        pp=g_new + beta * beta * c.pp,
         gauss=gauss,
+        metric=metric,
     )
 
 
@@ -209,7 +217,8 @@ def pcg(
         # Where `b` is zero, so is the solution, whatever the first iterate.
         x = tree_scale(jnp.where(bnorm > 0, 1 / scale, 0), x0)
         r = tree_axpy(-jnp.ones((), dtype), mv(x), b)
-    carry = pcg_loop(mv, r, precond_mv=precond_mv, tol=tol, max_steps=max_steps, stagnation=stagnation, dot=dot)
+    rnorm = bnorm if x0 is None else jnp.sqrt(dot(r, r))
+    carry = pcg_loop(mv, r, rnorm, precond_mv=precond_mv, tol=tol, max_steps=max_steps, stagnation=stagnation, dot=dot)
     x = carry.x if x is None else tree_axpy(jnp.ones((), dtype), x, carry.x)
     watched = carry.watched
     stepped = carry.k > 0
@@ -219,15 +228,15 @@ def pcg(
         indefinite=carry.indefinite,
         stagnated=(carry.rnorm > tol) & ((watched.idle >= stagnation) | (carry.status == _DIVERGED)),
         nonfinite=carry.nonfinite,
-        ritz_min=jnp.where(stepped, watched.ritz_min, jnp.nan),
+        ritz_min=jnp.where(stepped, carry.ritz_min(dot), jnp.nan),
         ritz_max=jnp.where(stepped, watched.high, jnp.nan),
-        norm_estimate=jnp.where(stepped, watched.norm_estimate, jnp.nan),
+        norm_estimate=jnp.where(stepped, carry.norm_estimate, jnp.nan),
     )
     return tree_scale(scale, x), info
 
 
-def pcg_loop(mv, r, *, precond_mv, tol, max_steps, stagnation, dot, lower_bound=None, compact=False) -> PCGCarry:
-    """Run the recurrence on `A x = r` from zero, without scaling, to the absolute tolerance `tol`."""
+def pcg_loop(mv, r, rnorm, *, precond_mv, tol, max_steps, stagnation, dot, lower_bound=None, compact=False) -> PCGCarry:
+    """Run the recurrence on `A x = r`, where `rnorm` is the norm of `r`, from zero to the absolute tolerance `tol`."""
     max_steps = jnp.asarray(max_steps, jnp.int32)
 
     def active(c: PCGCarry) -> Array:
@@ -237,43 +246,43 @@ def pcg_loop(mv, r, *, precond_mv, tol, max_steps, stagnation, dot, lower_bound=
     def step(c: PCGCarry) -> PCGCarry:
         return _pcg_step(c, mv, precond_mv, dot, lower_bound)
 
-    return loop(active, step, _pcg_init(r, precond_mv, dot, lower_bound), compact=compact)
+    return loop(active, step, _pcg_init(r, rnorm, precond_mv, dot, lower_bound), compact=compact)
 
 
-def _pcg_init(r, precond_mv, dot, lower_bound) -> PCGCarry:
-    z = r if precond_mv is None else precond_mv(r)
-    rr = dot(r, r)
-    g = rr if precond_mv is None else dot(r, z)
-    rnorm = jnp.sqrt(rr)
+def _pcg_init(r, rnorm, precond_mv, dot, lower_bound) -> PCGCarry:
+    z = None if precond_mv is None else precond_mv(r)
+    g = rnorm * rnorm if z is None else dot(r, z)
     zero = 0 * rnorm
-    status = _status(jnp.isfinite(rr) & jnp.isfinite(g), (rr > 0) & (g <= 0), rr < 0)
-    inv_precond = jnp.where(g > 0, rnorm * (rnorm / g), 0)
+    status = _status(jnp.isfinite(rnorm) & jnp.isfinite(g), (rnorm > 0) & (g <= 0), rnorm < 0)
     gauss = None if lower_bound is None else zero + 1 / jnp.asarray(lower_bound, zero.dtype)
-    watched = _Monitor(zero, rnorm, zero, zero, inv_precond, zero, zero, zero, zero, zero, zero, g, gauss)
+    metric = None if z is None else _Metric(jnp.where(g > 0, rnorm * (rnorm / g), 0), zero, zero, zero)
+    # Made from `r`, so that inside `shard_map` it varies over the same mesh axes as what replaces it.
+    nothing = tree_scale(jnp.zeros((), rnorm.dtype), r)
     return PCGCarry(
         k=0 * status,
-        # Made from `r`, so that inside `shard_map` it varies over the same mesh axes as what replaces it.
-        x=tree_scale(jnp.zeros((), rnorm.dtype), r),
+        x=nothing,
         r=r,
-        p=z,
+        z=z,
+        p=nothing,
         g=g,
+        beta=zero,
         rnorm=rnorm,
-        watched=watched,
+        watched=_Monitor(zero, rnorm, 0 * status, zero, zero, zero, gauss, metric),
         status=status,
     )
 
 
 def _pcg_step(c: PCGCarry, mv, precond_mv, dot, lower_bound) -> PCGCarry:
     eps = float(jnp.finfo(c.rnorm.dtype).eps)
-    q = mv(c.p)
-    d = dot(c.p, q)
+    p = tree_axpy(c.beta, c.p, c.r if c.z is None else c.z)
+    q = mv(p)
+    d = dot(p, q)
     positive = d > 0
-    alpha = c.g / jnp.where(positive, d, 1)
-    alpha = jnp.where(positive & jnp.isfinite(alpha), alpha, 0)
+    alpha = c.g / jnp.where(positive, d, jnp.inf)
     r = tree_axpy(-alpha, q, c.r)
-    z = r if precond_mv is None else precond_mv(r)
+    z = None if precond_mv is None else precond_mv(r)
     rr = dot(r, r)
-    g = rr if precond_mv is None else dot(r, z)
+    g = rr if z is None else dot(r, z)
     rnorm = jnp.sqrt(rr)
     finite = jnp.isfinite(d) & jnp.isfinite(rr) & jnp.isfinite(g)
     # |r_k| <= sqrt(kappa) |r_0| in exact arithmetic: growth beyond 1/eps means kappa > 1/eps^2, or no solution.
@@ -281,15 +290,16 @@ def _pcg_step(c: PCGCarry, mv, precond_mv, dot, lower_bound) -> PCGCarry:
     sound = finite & positive & ~diverged
     # A step that cannot be trusted is not taken: the iterate stays finite.
     alpha = jnp.where(sound, alpha, 0)
-    beta = jnp.where(sound, g / c.g, 0)
-    watched = _watch(c.watched, jnp.where(sound, alpha, 1), beta, c.g, g, rnorm, eps, lower_bound)
+    beta = g / c.g
     return PCGCarry(
         k=c.k + 1,
-        x=tree_axpy(alpha, c.p, c.x),
+        x=tree_axpy(alpha, p, c.x),
         r=r,
-        p=tree_axpy(beta, c.p, z),
+        z=z,
+        p=p,
         g=g,
+        beta=beta,
         rnorm=jnp.where(sound, rnorm, c.rnorm),
-        watched=jtu.tree_map(lambda new, old: jnp.where(sound, new, old), watched, c.watched),
+        watched=_watch(c, alpha, beta, g, rnorm, sound, lower_bound),
         status=_status(finite, ~positive | ((rr > 0) & (g <= 0)), diverged),
     )

@@ -139,25 +139,20 @@ def block_jacobi(blocks: Inexact[Array, "..."] | BatchedOperator) -> lx.Abstract
     return _DenseBlocks(blocks=inverses, structure=freeze(structure), tags=_PSD)
 
 
+_tensordot = ft.partial(jnp.tensordot, precision=jax.lax.Precision.HIGHEST)
+
+
 def _coefficients(basis: Any, vector: Any) -> Array:
     # V^* v, where the vectors of the basis lie along the leading axis.
-    dtype = common_dtype(vector)
-
     def leaf(q, v):
-        contract = tuple(range(1, q.ndim)), tuple(range(v.ndim))
-        out = jax.lax.dot_general(q.conj(), v, (contract, ((), ())), precision=jax.lax.Precision.HIGHEST)
-        return out.astype(dtype)
+        axes = tuple(range(1, q.ndim)), tuple(range(v.ndim))
+        return _tensordot(q.conj(), v, axes=axes).astype(common_dtype(vector))
 
     return ft.reduce(jnp.add, jtu.tree_leaves(jtu.tree_map(leaf, basis, vector)))
 
 
 def _combine(weights: Array, basis: Any) -> Any:
-    def leaf(q):
-        contract = ((weights.ndim - 1,), (0,))
-        coefficients = weights.astype(q.dtype)
-        return jax.lax.dot_general(coefficients, q, (contract, ((), ())), precision=jax.lax.Precision.HIGHEST)
-
-    return jtu.tree_map(leaf, basis)
+    return jtu.tree_map(lambda q: _tensordot(weights.astype(q.dtype), q, axes=1), basis)
 
 
 class _TwoLevel(AbstractSquareOperator):
@@ -333,7 +328,7 @@ def _nonzero(x: Array) -> Array:
 
 def _unit(tree: Any) -> tuple[Any, Array]:
     # Near one in size, so that squares neither overflow nor underflow; and what it was divided by.
-    size = _nonzero(scale_of(tree, tree_dot))
+    size = scale_of(tree, tree_dot)
     return tree_scale(1 / size, tree), size
 
 

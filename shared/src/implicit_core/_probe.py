@@ -92,7 +92,11 @@ def adjoint_solve(
     operator = operator.transpose()
     if guesses is not None and jtu.tree_leaves(guesses)[0].shape[0] > 0:
         images = jax.vmap(lambda w: jfu.ravel_pytree(operator.mv(w))[0], out_axes=1)(guesses)
-        weights = jnp.linalg.lstsq(images, jfu.ravel_pytree(c)[0])[0]
+        # Not `lstsq`, which is NaN for a matrix of zeros in JAX 0.6.1.
+        left, values, right = jnp.linalg.svd(images, full_matrices=False)
+        sound = values > 100 * float(jnp.finfo(values.dtype).eps) * values[0]
+        scaled = jnp.where(sound, 1 / jnp.where(sound, values, 1), 0).astype(left.dtype)
+        weights = right.conj().T @ (scaled * (left.conj().T @ jfu.ravel_pytree(c)[0]))
         options = {**options, "y0": jtu.tree_map(lambda w: jnp.tensordot(weights, w, 1).astype(w.dtype), guesses)}
     solution = lx.linear_solve(operator, c, solver, options=options, state=state, throw=False)
     residual = jtu.tree_map(jnp.subtract, c, operator.mv(solution.value))

@@ -76,8 +76,7 @@ class Refined(AbstractKrylov):
             return jnp.dtype(f"complex{2 * jnp.finfo(dtype).bits}")
         return dtype
 
-    def _run(self, mv: Callable[[Any], Any], aux: Any, r: Any, tol: Array, max_steps: Array) -> Run:
-        rnorm = jnp.sqrt(tree_dot(r, r))
+    def _run(self, mv: Callable[[Any], Any], aux: Any, r: Any, rnorm: Array, tol: Array, max_steps: Array) -> Run:
         safe = jnp.where((rnorm > 0) & jnp.isfinite(rnorm), rnorm, 1)
         unit = jtu.tree_map(lambda leaf: leaf.astype(self._low(leaf)), tree_scale(1 / safe, r))
         del mv, tol, max_steps

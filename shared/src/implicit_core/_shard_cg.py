@@ -83,6 +83,9 @@ def cg(
         jax.shard_map(solve, mesh=dist.mesh("i"), in_specs=P("i"), out_specs=P("i"))(d, b)
         ```
     """
+    for leaf in jtu.tree_leaves(b):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TypeError(f"`b` must be of floating point; got a leaf of dtype {leaf.dtype}")
     dtype = real_dtype(b)
     rtol = float(jnp.finfo(dtype).eps) ** 0.75 if rtol is None else rtol
     apply, captured = _explicit(mv, b)

@@ -13,7 +13,8 @@ from ._results import RESULTS
 from ._shard_cg import Solution, outcome, vary_like
 
 
-_PATIENCE = 20  # steps without progress after which to stop
+_PATIENCE = 30  # steps without progress after which to stop
+_LEAST_DAMPING = 1e-12  # from which as many rejected steps, four times as much damping each, lead to a million
 
 
 def _mul(a: Array, b: Array) -> Array:
@@ -185,7 +186,6 @@ class _State(NamedTuple):
     g: Any  # gradient and Gauss-Newton Hessian at `w`
     H: Any
     lam: Any
-    size: Any  # the norm of the last Gauss-Newton step
     cost_mark: Any  # what last counted as progress: a lower cost, or a shorter step
     size_mark: Any
     idle: Any
@@ -209,38 +209,29 @@ def _lm_loop(evaluate, w, rtol, atol, max_steps) -> _State:
 
     def body(s: _State) -> _State:
         p, size, reduction = _steps(s)
-        new = (s.w + p, *evaluate(s.w + p))
+        cost, g, H = evaluate(s.w + p)
         # With slack, because at the minimum rounding decides which of two costs is lower.
-        accept = new[1] <= s.cost * (1 + 64 * eps)
-        w, cost, g, H = (jnp.where(accept, x, y) for x, y in zip(new, (s.w, s.cost, s.g, s.H), strict=True))
+        accept = cost <= s.cost * (1 + 64 * eps)
+        new, old = (s.w + p, cost, g, H), (s.w, s.cost, s.g, s.H)
+        w, cost, g, H = (jnp.where(accept, x, y) for x, y in zip(new, old, strict=True))
         lower = cost < s.cost_mark * (1 - 64 * eps)
         shorter = size < 0.5 * s.size_mark
-        return _State(
-            k=s.k + 1,
-            w=w,
-            cost=cost,
-            g=g,
-            H=H,
-            lam=jnp.where(accept, jnp.maximum(s.lam / 3, eps), s.lam * 4),
-            size=size,
-            cost_mark=jnp.where(lower, cost, s.cost_mark),
-            size_mark=jnp.where(shorter, size, s.size_mark),
-            idle=jnp.where(lower | shorter, 0, s.idle + 1),
-            done=(size <= rtol * jnp.linalg.norm(s.w) + atol) | (reduction <= rtol * jnp.sqrt(2 * s.cost)),
-        )
+        lam = jnp.where(accept, jnp.maximum(s.lam / 3, max(eps, _LEAST_DAMPING)), s.lam * 4)
+        marks = jnp.where(lower, cost, s.cost_mark), jnp.where(shorter, size, s.size_mark)
+        idle = jnp.where(lower | shorter, 0, s.idle + 1)
+        done = (size <= rtol * jnp.linalg.norm(s.w) + atol) | (reduction <= rtol * jnp.sqrt(2 * s.cost))
+        return _State(s.k + 1, w, cost, g, H, lam, *marks, idle, done)
 
     def active(s: _State) -> Array:
         return ~s.done & (s.k < max_steps) & (s.idle < _PATIENCE) & jnp.isfinite(s.cost)
 
     cost, g, H = evaluate(w)
-    constants = (
-        jnp.asarray(1e-3, w.dtype),
-        jnp.asarray(jnp.inf, w.dtype),
-        jnp.zeros((), jnp.int32),
-        jnp.asarray(False),
+    # Made from `cost`, so that inside `shard_map` they vary over the same mesh axes. If it is not finite, no step is made.
+    done = cost < 0
+    k = 0 * done.astype(jnp.int32)
+    return jax.lax.while_loop(
+        active, body, _State(k, w, cost, g, H, 1e-3 + 0 * cost, cost, jnp.inf + 0 * cost, k, done)
     )
-    lam, infinite, k, no = vary_like(constants, cost)
-    return jax.lax.while_loop(active, body, _State(k, w, cost, g, H, lam, infinite, cost, infinite, k, no))
 
 
 def levenberg_marquardt(
@@ -282,7 +273,7 @@ def levenberg_marquardt(
     A [`implicit_core.dist.Solution`][]. `result` is `nonlinear_max_steps_reached`; `stagnation` if rounding stopped progress
     short of the tolerance; `indefinite` if $H$ is not positive definite in this precision (a saddle, or unknowns that
     the residual does not determine; the derivative is then regularised, and finite); or `nonfinite` if the residual at
-    `w0` is. `stats` holds `num_steps`, `cost` and `gradient_norm`.
+    `w0`, or its derivative, is. `stats` holds `num_steps`, `cost` and `gradient_norm`.
 
     **Raises:**
 
@@ -299,8 +290,9 @@ def levenberg_marquardt(
 
     ??? cite "Reference"
 
-        Sections 1.2 and 1.3 of the specification of hardconstraint-moe. The second test to stop: Bates and Watts, "A
-        relative offset orthogonality convergence criterion for nonlinear least squares", Technometrics 23 (1981).
+        Marquardt, "An algorithm for least-squares estimation of nonlinear parameters", J. SIAM 11 (1963). The second test
+        to stop: Bates and Watts, "A relative offset orthogonality convergence criterion for nonlinear least squares",
+        Technometrics 23 (1981). The experts that this is for: arXiv:2402.13412.
     """
     if adjoint not in ("full", "gauss_newton"):
         raise ValueError(f'`adjoint` must be "full" or "gauss_newton"; got {adjoint!r}')
@@ -338,15 +330,13 @@ def levenberg_marquardt(
         # `custom_root` gives tangents to auxiliary outputs, which must hence be of floating point.
         return s.w, jax.tree.map(lambda x: x.astype(dtype), aux)
 
-    everything = (start, args, ridge, rtol, atol)
-    start, args, ridge, rtol, atol = vary_like(everything, (everything, residual(start, args)))
-    w, (k, cost, gradient_norm, done, definite) = _stationary(
-        gradient, start, solve, lambda H: _symmetric_inverse(H)[0]
-    )
-    cost, gradient_norm = jax.lax.stop_gradient((cost, gradient_norm))
+    given = (start, args, ridge, rtol, atol)
+    start, args, ridge, rtol, atol = vary_like(given, (given, residual(start, args)))
+    w, aux = _stationary(gradient, start, solve, lambda H: _symmetric_inverse(H)[0])
+    k, cost, gradient_norm, done, definite = jax.lax.stop_gradient(aux)
     k = k.astype(jnp.int32)
     result = outcome(
-        (~jnp.isfinite(cost), RESULTS.nonfinite),
+        (~jnp.isfinite(cost + gradient_norm), RESULTS.nonfinite),
         ((done == 0) & (k >= max_steps), RESULTS.nonlinear_max_steps_reached),
         (done == 0, RESULTS.stagnation),
         (definite == 0, RESULTS.indefinite),

@@ -2,6 +2,7 @@
 
 from ._certificate import Certificate
 from ._condition import condition, residual
+from ._gradient_error import gradient_error
 
 
-__all__ = ["Certificate", "condition", "residual"]
+__all__ = ["Certificate", "condition", "gradient_error", "residual"]
