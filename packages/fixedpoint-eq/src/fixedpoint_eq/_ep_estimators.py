@@ -11,7 +11,8 @@ from implicit_core import implicit
 from implicit_core.krylov import FGMRES
 from jaxtyping import Array, Float, Real, ScalarLike
 
-from ._ep_phases import Sample, as_dtype_of, norm, residual
+from ._ep_phases import Sample, as_dtype_of, residual
+from ._misc import tree_sub, two_norm as norm
 
 
 class Response(eqx.Module):
@@ -257,7 +258,7 @@ class ExactResponse(AbstractEstimator):
         one = jnp.ones_like(beta)
         _, du = jax.jvp(equilibrium, (beta,), (one,))
         _, image = jax.jvp(lambda u, beta: sample.map(beta)(u), (sample.u0, beta), (du, one))
-        res = norm(jtu.tree_map(jnp.subtract, image, du))
+        res = norm(tree_sub(image, du))
         return Response(sample.observe_tangent(du), res)
 
 

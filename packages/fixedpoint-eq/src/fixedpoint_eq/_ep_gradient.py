@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, PyTree
 
 from ._ep_estimators import RBP, AbstractEstimator, Oscillating, Response
 from ._ep_field import AbstractVectorField
-from ._ep_phases import Coordinates, Sample, Settle, Settler, norm, residual, run
+from ._ep_phases import Coordinates, Sample, Settle, Settler, residual, run
+from ._misc import two_norm as norm
 from ._results import RESULTS
 
 
@@ -75,8 +76,8 @@ def gradient(
     - `params`: their parameters, any pytree. Leaves that are not arrays of floating point have no gradient.
     - `x`, `y`: inputs and targets, pytrees of arrays with a leading batch axis.
     - `estimator`: `OneSided`, `Symmetric`, `Cauchy`, `Oscillating`, `ExactResponse`, `AsymEP`, `Dyadic` or `RBP`.
-    - `free`, `nudged`: how the phases settle: [`fixedpoint_eq.ep.Settle`][], any callable `(fn, u) -> u`, or an
-        Optimistix fixed-point solver. `nudged` defaults to `free`.
+    - `free`, `nudged`: how the phases settle: [`fixedpoint_eq.ep.Settle`][], a solver of [`fixedpoint_eq.solve`][]
+        or another fixed-point solver of Optimistix, or any callable `(fn, u) -> u`. `nudged` defaults to `free`.
     - `coordinates`: `"activity"`, in which the Jacobian is symmetric where the weights are; or `"membrane"`.
     - `initial`: potentials from which the free phases start, with a leading batch axis.
     - `tol`: the residual, relative to one plus the norm of the state, above which a phase counts as unsettled; by
@@ -141,13 +142,14 @@ def gradient(
         cosines = _cosines(value, RBP().response(sample).value) if alignment else None
         loss = field.loss.value(prediction, y)
         info = EPInfo(result, loss, prediction, u0, value, res, response.residual, response.nudge_ratio, cosines)
-        return (r0, value, direct), info
+        # What is not finite may not meet a zero either.
+        inputs = jtu.tree_map(lambda leaf: jnp.where(keep, leaf, jnp.zeros_like(leaf)), (r0, x))
+        return (inputs, value, direct), info
 
-    (r0, value, direct), info = eqx.filter_vmap(one, in_axes=(0, 0, None if initial is None else 0))(x, y, initial)
+    (inputs, value, direct), info = eqx.filter_vmap(one, in_axes=(0, 0, None if initial is None else 0))(x, y, initial)
 
     def local(params):
-        currents = jax.vmap(lambda r, x: field.drive(params, r, x))(r0, x)
-        return currents, jax.vmap(lambda r: field.readout(params, r))(r0)
+        return jax.vmap(lambda r, x: (field.drive(params, r, x), field.readout(params, r)))(*inputs)
 
     _, pullback = eqx.filter_vjp(local, params)
     (grads,) = pullback(jtu.tree_map(lambda c: c / size, (value, direct)))
@@ -168,7 +170,7 @@ def _judge(u0: Any, res: Array, response: Response, tol: float | None) -> RESULT
     ]
     if response.nudge_ratio is not None:
         failures.append((response.nudge_ratio < 1, RESULTS.nudge_too_large))
-    result = RESULTS.successful
+    result: Any = RESULTS.successful
     for good, code in reversed(failures):
         result = RESULTS.where(good, result, code)
     return result

@@ -8,6 +8,7 @@ from implicit_core.krylov import tree_dot
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._ep_field import AbstractVectorField
+from ._misc import tree_sub
 
 
 def homeostatic_loss(
@@ -77,7 +78,7 @@ def homeostatic_loss(
             image = push(eps)
             if form == "jvp-jvp":
                 return (tree_dot(image, image) - tree_dot(eps, push(image))) / n
-            skew = jtu.tree_map(jnp.subtract, image, jax.linear_transpose(push, r)(eps)[0])
+            skew = tree_sub(image, jax.linear_transpose(push, r)(eps)[0])
             return tree_dot(skew, skew) / (2 * n)
 
         return jnp.mean(jax.vmap(draw)(jr.split(key, draws)))

@@ -8,21 +8,25 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import optimistix as optx
-from implicit_core.krylov import tree_dot
 from jaxtyping import Array, Float, Inexact
 
 from ._ep_field import AbstractVectorField
+from ._misc import tree_sub, two_norm as norm
+from ._solve import solve
+from ._solver import AbstractSolver
 
 
 Coordinates: TypeAlias = Literal["activity", "membrane"]
 Settler: TypeAlias = Callable[[Callable[[Any], Any], Any], Any] | optx.AbstractFixedPointSolver
 
+_MAX_STEPS = 1000
+
 
 class Settle(eqx.Module):
     r"""Settle by damped steps, $u \leftarrow (1 - \tau) u + \tau f(u)$: what a physical network does.
 
-    The phases of [`fixedpoint_eq.ep.gradient`][] may be settled by any callable `(fn, u) -> u` or Optimistix solver
-    instead, real or complex.
+    A solver of [`fixedpoint_eq.solve`][] finds the same equilibria in fewer steps, where these are stable, and may find
+    others where they are not.
 
     **Arguments:**
 
@@ -46,7 +50,7 @@ class Settle(eqx.Module):
     tau: float = eqx.field(default=0.6, static=True)
     rtol: float | None = eqx.field(default=None, static=True)
     atol: float = eqx.field(default=0.0, static=True)
-    max_steps: int = eqx.field(default=1000, static=True)
+    max_steps: int = eqx.field(default=_MAX_STEPS, static=True)
     num_steps: int | None = eqx.field(default=None, static=True)
 
     def __check_init__(self):
@@ -62,7 +66,7 @@ class Settle(eqx.Module):
 
         def step(u):
             new = fn(u)
-            change = jtu.tree_map(jnp.subtract, new, u)
+            change = tree_sub(new, u)
             return jtu.tree_map(lambda a, d: a + self.tau * d, u, change), norm(change), norm(new)
 
         if self.num_steps is not None:
@@ -73,33 +77,30 @@ class Settle(eqx.Module):
 
         def go_on(carry):
             _, count, change, size = carry
-            return (change > self.atol + rtol * size) & jnp.isfinite(change) & (count < self.max_steps)
+            unsettled = (change > self.atol + rtol * size) & jnp.isfinite(change)
+            return (count == 0) | (unsettled & (count < self.max_steps))
 
         def body(carry):
             u, count, _, _ = carry
             u, change, size = step(u)
             return u, count + 1, change, size
 
-        start = (u, jnp.zeros((), jnp.int32), jnp.ones((), dtype), jnp.zeros((), dtype))
-        # The first evaluation is made in any case: `go_on` has nothing to judge before it.
-        return jax.lax.while_loop(go_on, body, body(start))[0]
-
-
-def norm(tree: Any) -> Float[Array, ""]:
-    """Return the 2-norm of all leaves together."""
-    return jnp.sqrt(tree_dot(tree, tree))
+        zero = jnp.zeros((), dtype)
+        return jax.lax.while_loop(go_on, body, (u, jnp.zeros((), jnp.int32), zero, zero))[0]
 
 
 def run(settler: Settler, fn: Callable[[Any], Any], u: Any) -> Any:
     """Settle `fn` from `u`."""
+    if isinstance(settler, AbstractSolver):
+        return solve(lambda u, _: fn(u), u, solver=settler, max_steps=_MAX_STEPS, throw=False).value
     if isinstance(settler, optx.AbstractFixedPointSolver):
-        return optx.fixed_point(lambda u, _: fn(u), settler, u, max_steps=1000, throw=False).value
+        return optx.fixed_point(lambda u, _: fn(u), settler, u, max_steps=_MAX_STEPS, throw=False).value
     return settler(fn, u)
 
 
 def residual(fn: Callable[[Any], Any], u: Any) -> Float[Array, ""]:
     """Return $|f(u) - u|$."""
-    return norm(jtu.tree_map(jnp.subtract, fn(u), u))
+    return norm(tree_sub(fn(u), u))
 
 
 def as_dtype_of(tree: Any, beta: Array) -> Any:
@@ -159,7 +160,7 @@ class Sample(eqx.Module):
             e = s.field.cost_gradient(s.params, r, s.y) if s.coordinates == "activity" else s.force(u)
             out = jtu.tree_map(lambda c, g: c + beta.astype(c.dtype) * g, current, e)
             if skew is not None:
-                away = jtu.tree_map(jnp.subtract, s.observe(u), v0)
+                away = tree_sub(s.observe(u), v0)
                 out = jtu.tree_map(jnp.add, out, _on_parts(skew, away))
             return out
 
@@ -173,7 +174,7 @@ class Sample(eqx.Module):
             fn, at = self.free_map, self.u0
         _, push = jax.linearize(fn, at)
         pull = jax.linear_transpose(push, at)
-        return lambda v: jtu.tree_map(jnp.subtract, pull(v)[0], push(v))
+        return lambda v: tree_sub(pull(v)[0], push(v))
 
     def transpose(self) -> "Sample":
         """Return the dynamics whose Jacobian at the free equilibrium is the transpose."""
