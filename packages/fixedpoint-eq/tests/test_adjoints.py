@@ -145,14 +145,14 @@ def test_tolerance_is_relative_to_the_cotangent(getkey):
 
 
 def test_quality_at_twenty_products(getkey):
-    # FPE-3: symmetric weights, spectral radius of the Jacobian near 0.94.
+    # FPE-3: symmetric weights, spectral radius of the Jacobian near 0.9.
     k1, k2 = jr.split(getkey())
     W = jr.normal(k1, (128, 128))
     W = W + W.T
-    W, x = 0.97 * W / jnp.linalg.norm(W, 2), 0.1 * jr.normal(k2, (4, 128))
+    W, x = 0.97 * W / jnp.linalg.norm(W, 2), 0.2 * jr.normal(k2, (4, 128))
     exact = gradient(fpe.Implicit(FGMRES(rtol=1e-12)), W, x)[0]
     error = lambda adjoint: jnp.linalg.norm(gradient(adjoint, W, x)[0] - exact) / jnp.linalg.norm(exact)
-    krylov = error(fpe.Implicit(FGMRES(rtol=1e-12, max_steps=19, mode="soft")))
+    krylov = error(fpe.Implicit(FGMRES(rtol=1e-12, max_steps=20, mode="soft")))
     neumann = error(fpe.Neumann(20))
     assert krylov <= 2e-4
     assert neumann >= 50 * krylov

@@ -26,7 +26,7 @@ def conjugating(z, args):
 def problem(key, n=4):
     k1, k2 = jr.split(key)
     A = jr.normal(k1, (n, n), complex)
-    return 0.4 * A / jnp.linalg.norm(A, 2), 0.3 * jr.normal(k2, (n,), complex)
+    return A * (0.4 / jnp.linalg.norm(A, 2)).astype(complex), 0.3 * jr.normal(k2, (n,), complex)
 
 
 SOLVERS = [

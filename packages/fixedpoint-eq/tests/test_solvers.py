@@ -85,7 +85,7 @@ def deq(key, norm, symmetric, n=256, batch=64):
     W = (W + W.T) / 2 if symmetric else W
     W = norm * W / (jnp.linalg.norm(W, 2) if symmetric else 2 * jnp.sqrt(n).astype(jnp.float32))
     x = jr.normal(k2, (batch, n), jnp.float32) @ (jr.normal(k3, (n, n), jnp.float32) / jnp.sqrt(n).astype(jnp.float32))
-    return W, 0.1 * x
+    return W, 0.3 * x
 
 
 @eqx.filter_jit

@@ -96,5 +96,5 @@ class Broyden(AbstractSolver):
         step = tree_sub(at.g, stack_combine(stack_dot(stacks[1], at.g), stacks[0]))
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jtu.tree_leaves(step)]))
         new_y = tree_axpy(1, tree_where(finite, step, at.g), at.y)
-        count = jnp.where(full, 0, memory.count + jnp.any(hit))
+        count = jnp.where(full, 0, memory.count + jnp.any(hit).astype(jnp.int32))
         return new_y, _Updates(*stacks, count.astype(jnp.int32), at.y, at.g, jnp.array(True))

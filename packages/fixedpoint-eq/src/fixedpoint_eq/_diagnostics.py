@@ -115,7 +115,7 @@ def _arnoldi(operator: lx.AbstractLinearOperator, num_steps: int, key: PRNGKeyAr
     hessenberg = columns.T
     values, vectors = jnp.linalg.eig(hessenberg[:m])
     first = jnp.argmax(jnp.abs(values))
-    error = jnp.abs(hessenberg[m, m - 1] * vectors[m - 1, first]) / jnp.linalg.norm(vectors[:, first])
+    error = jnp.abs(hessenberg[m, m - 1]) * jnp.abs(vectors[m - 1, first]) / jnp.linalg.norm(vectors[:, first])
     return SpectralRadius(jnp.abs(values[first]), error, values[first], values)
 
 

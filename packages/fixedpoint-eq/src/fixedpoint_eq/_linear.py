@@ -56,13 +56,11 @@ class SampleWise(lx.AbstractLinearSolver[State]):
                 "`batch_axis`, or make `fn` act on each sample by itself.",
             )
         inner = self._chosen(operator, vector)
-        if not any(map(jnp.iscomplexobj, jtu.tree_leaves(vector))):
+        kinds = list(map(jnp.iscomplexobj, jtu.tree_leaves(vector)))
+        if not any(kinds):
             return self._solve(inner, operator, vector, transposed, conjugated)
-        linear = is_complex_linear(turned, vector)
-        if self.holomorphic:
-            message = "`fn` is not holomorphic, though `holomorphic=True` says so. Without it parts are solved for."
-            vector = eqx.error_if(vector, ~linear, message)
-            return self._solve(inner, operator, vector, transposed, conjugated)
+        if self.holomorphic and not all(kinds):
+            raise ValueError("`holomorphic=True` is for states that are complex in every leaf")
 
         def over_reals():
             # JAX's transpose belongs to the pairing Re(x y), that of the parts to Re(conj(x) y).
@@ -71,6 +69,13 @@ class SampleWise(lx.AbstractLinearSolver[State]):
             value, result, stats = self._solve(inner, parts, to_real(turn(vector)), transposed, False)
             return turn(from_real(value, vector)), result, stats
 
+        if not all(kinds):  # real unknowns have no multiples by i
+            return over_reals()
+        linear = is_complex_linear(turned, vector)
+        if self.holomorphic:
+            message = "`fn` is not holomorphic, though `holomorphic=True` says so. Without it parts are solved for."
+            vector = eqx.error_if(vector, ~linear, message)
+            return self._solve(inner, operator, vector, transposed, conjugated)
         return jax.lax.cond(linear, lambda: self._solve(inner, operator, vector, transposed, conjugated), over_reals)
 
     def _chosen(self, operator, vector) -> lx.AbstractLinearSolver:
@@ -79,7 +84,8 @@ class SampleWise(lx.AbstractLinearSolver[State]):
         count = jtu.tree_leaves(vector)[0].shape[0] if self.samples else 1
         if sum(leaf.size for leaf in jtu.tree_leaves(vector)) <= MAX_DENSE * count:
             return lx.LU()
-        return MINRES() if lx.is_symmetric(operator) and not jnp.iscomplexobj(vector) else FGMRES()
+        real = not any(map(jnp.iscomplexobj, jtu.tree_leaves(vector)))
+        return MINRES() if real and lx.is_symmetric(operator) else FGMRES()
 
     def _solve(self, inner, operator, vector, transposed: bool, conjugated: bool):
         def one(operator, vector):
@@ -179,8 +185,6 @@ def random_like(tree: Any) -> Any:
 def is_complex_linear(operator: lx.AbstractLinearOperator, like: Any) -> Bool[Array, ""]:
     """Say whether `A (i v) = i A v` for a random `v`: with probability one, whether `A` is linear over the complex."""
     v = random_like(like)
-    if not all(map(jnp.iscomplexobj, jtu.tree_leaves(like))):
-        return jnp.array(False)  # real unknowns have no multiples by i
     times_i = lambda tree: jtu.tree_map(lambda leaf: 1j * leaf, tree)
     turned = times_i(operator.mv(v))
     eps = float(jnp.finfo(real_dtype(like)).eps)
