@@ -34,7 +34,7 @@ def test_pad_and_masks():
     padded = jax.jit(lambda graph: fg.pad(graph, 8, 9, 5))(graph)
     np.testing.assert_array_equal(padded.n_node, [3, 2, 3, 0, 0])
     np.testing.assert_array_equal(padded.n_edge, [3, 2, 4, 0, 0])
-    np.testing.assert_array_equal(padded.senders[5:], 5)
+    np.testing.assert_array_equal(padded.senders[5:], [5, 6, 7, 5])
     assert padded.globals.shape == (5, 2)
     for mask, count, size in ((fg.node_mask, 5, 8), (fg.edge_mask, 5, 9), (fg.graph_mask, 2, 5)):
         np.testing.assert_array_equal(jax.jit(mask)(padded), np.arange(size) < count)

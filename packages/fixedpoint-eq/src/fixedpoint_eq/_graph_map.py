@@ -160,8 +160,8 @@ class ContractingMap(eqx.Module):
             inner = jtu.tree_map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, inner)
             guess = lx.linear_solve(frozen, fixed[1], inner, throw=False).value
             start = jnp.where(jnp.isfinite(guess), guess, start)
-        tol = tolerance(rate, recipe.rtol)
-        run = picard(lambda h: apply(h, fixed), start, frozen, rate, "max", tol, recipe.max_steps)
+        tol, slack = tolerance(frozen, rate, recipe.rtol)
+        run = picard(lambda h: apply(h, fixed), start, frozen, rate, "max", tol, slack, recipe.max_steps)
         result, worst = _outcome(run, rate, frozen)
         value = jnp.asarray(run.value)
         if throw:

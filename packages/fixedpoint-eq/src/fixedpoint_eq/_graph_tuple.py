@@ -149,9 +149,13 @@ def pad(graph: GraphsTuple, num_nodes: int, num_edges: int, num_graphs: int) -> 
             raise ValueError(f"`{name}` must be at least {have + least} for a batch with {have}; got {want}")
     more_nodes, more_edges, more_graphs = (want - have for want, have in zip(wanted, own, strict=True))
 
-    def extend(tree, count, value=0):
-        fill = lambda x: xp.concatenate([x, xp.full((count, *x.shape[1:]), value, x.dtype)])
+    def extend(tree, count):
+        fill = lambda x: xp.concatenate([x, xp.zeros((count, *x.shape[1:]), x.dtype)])
         return jtu.tree_map(fill, tree)
+
+    def loops(ends):
+        # One after the other on all added nodes: many edges in one row would add up with much rounding.
+        return xp.concatenate([ends, xp.asarray(own[0] + np.arange(more_edges) % more_nodes, ends.dtype)])
 
     def counts(x, first):
         return xp.concatenate([x, xp.asarray([first] + [0] * (more_graphs - 1), x.dtype)])
@@ -159,8 +163,8 @@ def pad(graph: GraphsTuple, num_nodes: int, num_edges: int, num_graphs: int) -> 
     return GraphsTuple(
         nodes=extend(graph.nodes, more_nodes),
         edges=extend(graph.edges, more_edges),
-        receivers=extend(graph.receivers, more_edges, own[0]),
-        senders=extend(graph.senders, more_edges, own[0]),
+        receivers=loops(graph.receivers),
+        senders=loops(graph.senders),
         globals=extend(graph.globals, more_graphs),
         n_node=counts(graph.n_node, more_nodes),
         n_edge=counts(graph.n_edge, more_edges),
