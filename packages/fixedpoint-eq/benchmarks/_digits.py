@@ -46,13 +46,13 @@ def data(seed):
 
 
 @eqx.filter_jit
-def train(estimator, strength, splits, key, epochs, rate, steps):
+def train(estimator, strength, splits, key, epochs, rate, gain, steps):
     """Train one network; return the accuracy on the test and how well the samples settled, for each epoch."""
     x, y, test_x, test_y = splits
     field = ep.mlp(SIZES, num_outputs=10)
     settle = ep.Settle(tau=0.6, rtol=1e-5, max_steps=steps)
     init_key, key = jr.split(key)
-    params = field.init(key=init_key, angle=90.0, dtype=jnp.float32)
+    params = field.init(key=init_key, angle=90.0, gain=gain, dtype=jnp.float32)
     batches = len(x) // BATCH
 
     def update(carry, batch):
@@ -93,13 +93,13 @@ def train(estimator, strength, splits, key, epochs, rate, steps):
     return out
 
 
-def rows(methods, seeds, epochs, rate, steps):
+def rows(methods, seeds, epochs, rate, gain, steps):
     """Yield a row for each method: accuracies over the seeds, residuals and failures of the last epoch."""
     for name in methods:
         estimator, strength = METHODS[name]
         start = time.process_time()
         # One after the other: a batch of them would wait for the slowest at every step.
-        runs = [train(estimator, strength, data(s), jr.key(s), epochs, jnp.float32(rate), steps) for s in seeds]
+        runs = [train(estimator, strength, data(s), jr.key(s), epochs, jnp.float32(rate), gain, steps) for s in seeds]
         curves, median, worst, failed = (np.stack([np.asarray(run[i]) for run in runs]) for i in range(4))
         final = 100 * curves[:, -1]
         yield {
@@ -123,6 +123,7 @@ def main():
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--rate", type=float, default=0.1)
+    parser.add_argument("--gain", type=float, default=0.5, help="of the first weights")
     parser.add_argument("--steps", type=int, default=150, help="of a phase, at most")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--json", metavar="FILE")
@@ -132,7 +133,7 @@ def main():
     print(
         "| method | accuracy | by seed | free residual, median and worst | flagged | CPU s |\n|---|---|---|---|---|---|"
     )
-    for r in rows(options.methods.split(","), seeds, options.epochs, options.rate, options.steps):
+    for r in rows(options.methods.split(","), seeds, options.epochs, options.rate, options.gain, options.steps):
         print(
             f"| {r['method']} | {r['accuracy']:.1f} +- {r['deviation']:.1f} | {r['accuracies']} | "
             f"{r['residual_median']:.0e}, {r['residual_max']:.0e} | {100 * r['flagged']:.2f} % | {r['seconds']:.0f} |",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
 import numpy as np
-from fixedpoint_eq import ep
+from fixedpoint_eq import RESULTS, ep
 
 
 BETAS = (0.1, 0.05, 0.025)
@@ -65,7 +65,7 @@ def rows():
                 "cosine": float(jnp.min(info.alignment[1])),
                 "residual": float(jnp.max(jnp.maximum(info.residual_free, info.residual_nudged))),
                 "nudge_ratio": None if info.nudge_ratio is None else float(jnp.max(info.nudge_ratio)),
-                "flagged": int(np.sum(info.result != type(info.result).successful)),
+                "flagged": int(np.sum(info.result != RESULTS.successful)),
             }
 
         yield row("recurrent backpropagation", ep.RBP(lx.LU()))
