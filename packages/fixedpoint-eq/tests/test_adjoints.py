@@ -84,6 +84,30 @@ def test_reversible_is_the_gradient_of_what_was_computed(getkey):
     assert tree_allclose(converged, reference(W, x), rtol=1e-5, atol=1e-6)
 
 
+def test_reversible_gradient_of_a_sample_that_diverged():
+    # It stops long before the slow one beside it, and is the gradient of the steps up to there.
+    fn = lambda z, a: a[:, None] * z + 1.0
+    a = jnp.array([4.0, 0.9])
+
+    def loss(a, max_steps):
+        solution = fpe.solve(
+            fn,
+            jnp.ones((len(a), 1)),
+            a,
+            fpe.Reversible(0.6, 1e-9, 1e-9),
+            fpe.ReversibleAdjoint(),
+            batch_axis=0,
+            throw=False,
+            max_steps=max_steps,
+        )
+        return jnp.sum(solution.value), solution.stats["num_steps"]
+
+    both, steps = eqx.filter_grad(loss, has_aux=True)(a, 200)
+    assert steps[0] < steps[1]
+    alone, _ = eqx.filter_grad(loss, has_aux=True)(a[:1], int(steps[0]))
+    assert tree_allclose(both[0], alone[0], rtol=1e-10)
+
+
 def test_series_are_what_they_say(getkey):
     W, x = problem(getkey(), batch=1)
     z = fpe.solve(layer, jnp.zeros_like(x), (W, x), TIGHT, batch_axis=0, max_steps=300).value[0]

@@ -18,9 +18,9 @@ HEADS = 3
 
 def tuple_of(num_nodes, senders, receivers):
     n, e = num_nodes, len(senders)
-    ends = (jnp.asarray(x, jnp.int32) for x in (receivers, senders))
-    sizes = (jnp.array([k], jnp.int32) for k in (n, e))
-    return fg.GraphsTuple(jnp.ones((n, 1)), jnp.ones((e, 1)), *ends, None, *sizes)
+    receivers, senders = (jnp.asarray(x, jnp.int32) for x in (receivers, senders))
+    n_node, n_edge = (jnp.array([k], jnp.int32) for k in (n, e))
+    return fg.GraphsTuple(jnp.ones((n, 1)), jnp.ones((e, 1)), receivers, senders, None, n_node, n_edge)
 
 
 def random_graph(seed, num_nodes, num_edges):
@@ -114,7 +114,7 @@ def test_takes_no_more_steps_than_the_rate_says(getkey):
 def test_second_derivatives(getkey):
     map = fg.ContractingMap(0.6, "sigmoid")
     args, tangents = parameters(getkey()), parameters(getkey())
-    loss = lambda *args: jnp.sum(map.solve(*args, PAIR, fg.Picard(rtol=1e-14)).value ** 2)
+    loss = lambda logits, bias: jnp.sum(map.solve(logits, bias, PAIR, fg.Picard(rtol=1e-14)).value ** 2)
     gradient = jax.grad(loss, argnums=(0, 1))
     second = jax.jit(lambda *args: jax.jvp(gradient, args, tangents)[1])(*args)
     for got, want in zip(second, finite_difference_jvp(jax.jit(gradient), args, tangents), strict=True):
@@ -131,8 +131,8 @@ def test_linear_solvers_leave_little_to_do(solver, getkey):
         return jnp.sum(jnp.sin(getattr(solution, "value", solution))), solution
 
     run = lambda solve: jax.jit(jax.grad(lambda *args: loss(solve, *args), (0, 1), has_aux=True))(logits, bias)
-    got, solution = run(lambda *args: map.solve(*args, PAIR, solver))
-    want, expected = run(lambda *args: dense(map, *args))
+    got, solution = run(lambda logits, bias: map.solve(logits, bias, PAIR, solver))
+    want, expected = run(lambda logits, bias: dense(map, logits, bias))
     np.testing.assert_allclose(solution.value, expected, rtol=2e-11)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-9)
@@ -148,7 +148,7 @@ def test_linear_solvers_leave_little_to_do(solver, getkey):
 def test_activation(getkey):
     map = fg.ContractingMap(0.7, "softmax", jnp.tanh)
     args, tangents = parameters(getkey()), parameters(getkey())
-    value = lambda *args: map.solve(*args, PAIR, fg.Picard(rtol=1e-14)).value
+    value = lambda logits, bias: map.solve(logits, bias, PAIR, fg.Picard(rtol=1e-14)).value
     h = jax.jit(value)(*args)
     np.testing.assert_allclose(h, jnp.tanh(map.operator(args[0], PAIR, NODES).apply(h) + args[1]), atol=1e-13)
     jvp = jax.jit(lambda *args: jax.jvp(value, args, tangents)[1])
@@ -197,8 +197,9 @@ def test_rows_of_receivers_is_the_graph_turned_round(getkey):
     np.testing.assert_array_equal(one.as_matrix(), other.as_matrix())
     # A node with edges to others alone hears from nobody.
     pair = tuple_of(2, [0, 0], [1, 1])
-    for rows, matrix in (("senders", [[1, -0.5], [0, 1]]), ("receivers", [[1, 0], [-0.5, 1]])):
-        operator = fg.ContractingMap(0.5, "softmax", rows=rows).operator(jnp.ones((2, 1)), pair, 2)
+    senders, receivers = fg.ContractingMap(0.5, "softmax"), fg.ContractingMap(0.5, "softmax", rows="receivers")
+    for map, matrix in ((senders, [[1, -0.5], [0, 1]]), (receivers, [[1, 0], [-0.5, 1]])):
+        operator = map.operator(jnp.ones((2, 1)), pair, 2)
         np.testing.assert_allclose(operator.as_matrix(), matrix)
 
 
@@ -276,8 +277,8 @@ def test_failures_say_so(getkey):
     [
         (lambda: fg.ContractingMap(1.0), ValueError, "`gamma` must be in"),
         (lambda: fg.ContractingMap(-0.1), ValueError, "`gamma` must be in"),
-        (lambda: fg.ContractingMap(normalisation="none"), ValueError, "`normalisation` must be"),
-        (lambda: fg.ContractingMap(rows="nodes"), ValueError, "`rows` must be"),
+        (lambda: fg.ContractingMap(normalisation="none"), ValueError, "`normalisation` must be"),  # pyright: ignore[reportArgumentType]
+        (lambda: fg.ContractingMap(rows="nodes"), ValueError, "`rows` must be"),  # pyright: ignore[reportArgumentType]
         (lambda: fg.Picard(rtol=-1.0), ValueError, "`rtol` must be"),
         (lambda: fg.Picard(max_steps=-1), ValueError, "`max_steps` must be"),
         (lambda: fg.DenseLU(0), ValueError, "`max_nodes` must be"),
@@ -304,6 +305,6 @@ def _solve_with(logits=None, bias=None):
 def test_no_dense_matrix(getkey):
     graph = random_graph(0, 2000, 8000)
     logits, bias = parameters(getkey(), graph=graph)
-    loss = lambda *args: jnp.sum(fg.ContractingMap().solve(*args, graph).value)
+    loss = lambda logits, bias: jnp.sum(fg.ContractingMap().solve(logits, bias, graph).value)
     # That of one head alone would have 32 MB.
     assert max_live_bytes(lambda *args: jax.grad(loss, (0, 1))(*args), logits, bias) < 4e6

@@ -97,8 +97,8 @@ def test_diffusion_on_a_line():
         (lambda _: fg.diffusion_potential([0], [1], [0.0], [1, 0], [1.0, 0.0]), "`conductance` must be positive"),
         (lambda _: fg.mean_absolute_percentage_error(jnp.ones((1, 1)), jnp.ones((1, 1)), relative_to="x"),
          "`relative_to` must be"),
-        (lambda _: fg.CGS(None, fg.ContractingMap(), None, readout="max"), "`readout` must be"),
-        (lambda key: fg.MPNNLayer((1, 1), (1, 1), aggregation="max", key=key), "`aggregation` must be"),
+        (lambda _: fg.CGS(None, fg.ContractingMap(), None, readout="max"), "`readout` must be"),  # pyright: ignore[reportArgumentType]
+        (lambda key: fg.MPNNLayer((1, 1), (1, 1), aggregation="max", key=key), "`aggregation` must be"),  # pyright: ignore[reportArgumentType]
     ],
 )  # fmt: skip
 def test_bad_input(call, message, getkey, untyped):

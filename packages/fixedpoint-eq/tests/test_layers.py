@@ -189,10 +189,10 @@ def test_float32(getkey):
     ("call", "message"),
     [
         (lambda key: layers.MonotoneDEQ(3, 6, 0.0, key=key), "`m` must be positive"),
-        (lambda key: layers.MonotoneDEQ(3, 6, 0.1, "newton", key=key), "`splitting` must be"),
+        (lambda key: layers.MonotoneDEQ(3, 6, 0.1, "newton", key=key), "`splitting` must be"),  # pyright: ignore[reportArgumentType]
         (lambda _: layers.ReversibleDEQ(jnp.add, jnp.zeros(2), 0), "`num_steps` must be at least 1"),
         (lambda _: layers.ReversibleDEQ(jnp.add, jnp.zeros(2), beta=1.0), "`beta` must be in"),
-        (lambda _: layers.DEQ(jnp.add, jnp.zeros(2)).solve(jnp.zeros(2), batch_axis=1), "`batch_axis` must be 0"),
+        (lambda _: layers.DEQ(jnp.add, jnp.zeros(2)).solve(jnp.zeros(2), batch_axis=1), "`batch_axis` must be 0"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_bad_input(call, message, getkey, untyped):

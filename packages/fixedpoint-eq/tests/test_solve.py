@@ -181,3 +181,17 @@ def test_gradient_of_a_sample_that_failed(on_failure):
     kept = solution.value[1, 0] / (1 - a[1])
     expected = {"keep": kept, "zero": jnp.array(0.0), "nan": jnp.array(jnp.nan)}[on_failure]
     assert jnp.allclose(gradient[1], expected, equal_nan=True)
+
+
+def test_vmap_of_a_batch(getkey):
+    W, x = problem(getkey(), n=3, batch=2)
+    weights = jnp.stack([W, 0.3 * W])
+
+    def loss(W):
+        solution = fpe.solve(layer, jnp.zeros_like(x), (W, x), SOLVER, batch_axis=0)
+        return jnp.sum(solution.value**2), solution.stats["num_steps"]
+
+    both = eqx.filter_jit(jax.vmap(eqx.filter_value_and_grad(loss, has_aux=True)))(weights)
+    for i in range(2):
+        one = eqx.filter_jit(eqx.filter_value_and_grad(loss, has_aux=True))(weights[i])
+        assert tree_allclose(jax.tree.map(lambda leaf, i=i: leaf[i], both), one, rtol=1e-10)

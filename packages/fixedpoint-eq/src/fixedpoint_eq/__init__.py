@@ -1,5 +1,6 @@
 """Equilibria: fixed points that solve fast, differentiate exactly, and learn without a backward pass."""
 
+from . import diagnostics, ep, graph, layers
 from ._adjoints import Implicit, ImplicitFP, Neumann, OneStep, Phantom, Unrolled
 from ._anderson import Anderson
 from ._broyden import Broyden
@@ -31,5 +32,9 @@ __all__ = [
     "ReversibleAdjoint",
     "Solution",
     "Unrolled",
+    "diagnostics",
+    "ep",
+    "graph",
+    "layers",
     "solve",
 ]

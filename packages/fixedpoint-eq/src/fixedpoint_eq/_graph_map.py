@@ -104,7 +104,8 @@ class ContractingMap(eqx.Module):
             degree = jax.ops.segment_sum(jnp.ones(rows.shape, logits.dtype), rows, num_nodes)
             weights = weights / jnp.maximum(gather(degree, rows), 1)[:, None]
         gamma = jnp.asarray(self.gamma, logits.dtype)
-        return GraphOperator(gamma * weights, rows, cols, jnp.asarray(graph.n_node), num_nodes)
+        n_node = jnp.asarray(graph.n_node)
+        return GraphOperator(values=gamma * weights, rows=rows, cols=cols, n_node=n_node, num_nodes=num_nodes)
 
     def solve(
         self,
@@ -215,10 +216,17 @@ def _outcome(run: PicardRun, rate: Array, operator: GraphOperator) -> tuple[RESU
     bad = jax.ops.segment_sum((~jnp.isfinite(run.value)).astype(jnp.int32), operator.index(), size) > 0
     flags = tuple(jnp.any(flag, axis=1) for flag in (run.going, run.stalled, ~(rate < 1), bad))
 
-    def code(unfinished, stalled, expands, nonfinite):
-        out = RESULTS.where(unfinished, RESULTS.nonlinear_max_steps_reached, RESULTS.successful)
-        out = RESULTS.where(stalled, RESULTS.stagnation, out)
-        out = RESULTS.where(expands, RESULTS.nonlinear_divergence, out)
-        return RESULTS.where(nonfinite, RESULTS.nonfinite, out)
+    members = (
+        RESULTS.nonlinear_max_steps_reached,
+        RESULTS.stagnation,
+        RESULTS.nonlinear_divergence,
+        RESULTS.nonfinite,
+    )
+
+    def code(*flags):
+        out: Any = RESULTS.successful
+        for flag, member in zip(flags, members, strict=True):
+            out = RESULTS.where(flag, member, out)  # pyright: ignore[reportArgumentType]
+        return out
 
     return jax.vmap(code)(*flags), code(*map(jnp.any, flags))

@@ -207,7 +207,7 @@ class CGS(eqx.Module):
         inputs: tuple[int, int], outputs: int, map: ContractingMap | None = None, *, key: PRNGKeyArray
     ) -> "CGS":
         """Make a model of the size that the paper has for classes of graphs: 32 heads after three rounds."""
-        return _make(inputs, outputs, 32, 2, 64, (128,), map, jax.nn.silu, aggregation="mean", readout="sum", key=key)
+        return _make(inputs, outputs, 32, 2, 64, (128,), map, jax.nn.silu, "mean", "sum", key=key)
 
     def equilibrium(self, graph: GraphsTuple, *, throw: bool = True) -> GraphSolution:
         """Return the fixed point that the decoder reads, with its certificate."""
@@ -233,9 +233,19 @@ class CGS(eqx.Module):
 
 
 def _make(
-    inputs, outputs, heads, num_hidden, width, hidden, map, activation=jax.nn.leaky_relu, *, aggregation="sum",
-    readout=None, key,
-) -> CGS:  # fmt: skip
+    inputs: tuple[int, int],
+    outputs: int,
+    heads: int,
+    num_hidden: int,
+    width: int,
+    hidden: tuple[int, ...],
+    map: ContractingMap | None,
+    activation: Activation = jax.nn.leaky_relu,
+    aggregation: Literal["sum", "mean"] = "sum",
+    readout: Literal["sum"] | None = None,
+    *,
+    key: PRNGKeyArray,
+) -> CGS:
     encoder_key, decoder_key = jr.split(key)
     encoder = MPNN(
         inputs, heads, num_hidden, width, hidden, activation=activation, aggregation=aggregation, key=encoder_key

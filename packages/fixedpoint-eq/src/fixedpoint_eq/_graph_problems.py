@@ -325,9 +325,9 @@ def _check_range(name: str, bounds: tuple[int, int], least: int) -> None:
 
 
 def _graph(nodes: np.ndarray, edges: np.ndarray, senders: np.ndarray, receivers: np.ndarray) -> GraphsTuple:
-    sizes = (np.array([len(x)], np.int32) for x in (nodes, edges))
-    ends = (x.astype(np.int32) for x in (receivers, senders))
-    return GraphsTuple(nodes, edges, *ends, None, *sizes)
+    n_node, n_edge = (np.array([len(x)], np.int32) for x in (nodes, edges))
+    receivers, senders = (x.astype(np.int32) for x in (receivers, senders))
+    return GraphsTuple(nodes, edges, receivers, senders, None, n_node, n_edge)
 
 
 def _on_device(graphs: list[GraphsTuple], targets: list[np.ndarray]) -> GraphProblem:

@@ -57,7 +57,12 @@ class GraphOperator(AbstractOperator):
     def transpose(self) -> "GraphOperator":
         """Return the transpose, which shares the values."""
         return GraphOperator(
-            self.values, self.cols, self.rows, self.n_node, self.num_nodes, lx.transpose_tags(self.tags)
+            values=self.values,
+            rows=self.cols,
+            cols=self.rows,
+            n_node=self.n_node,
+            num_nodes=self.num_nodes,
+            tags=lx.transpose_tags(self.tags),
         )
 
     def in_structure(self) -> jax.ShapeDtypeStruct:

@@ -57,7 +57,8 @@ def iterate(
         return Progress(y, state, y, infinite, zero, zero, zero, trace)
 
     def step(c: Progress) -> Progress:
-        y, state, _ = solver.step(one, c.y, args, {}, c.state, frozenset())
+        options = {"active": c.code == _RUNNING}
+        y, state, _ = solver.step(one, c.y, args, options, c.state, frozenset())
         finite = jnp.isfinite(state.error)
         better = finite & ((state.residual < c.residual) | (state.error <= 1))
         best, residual = tree_where(better, (c.y, state.residual), (c.best, c.residual))
@@ -71,10 +72,17 @@ def iterate(
             trace = jnp.where(jnp.arange(max_steps, dtype=jnp.int32) == c.num_steps, state.residual, trace)
         return Progress(y, state, best, residual, c.num_steps + 1, age, code, trace)
 
+    memory = lambda c: c.state.memory
+    put = lambda c, value: eqx.tree_at(memory, c, value, is_leaf=lambda x: x is None)
+
     def body(c: Progress) -> Progress:
         new = over(step)(c)
-        # A sample that is done stays as it is, whatever the rest of the batch still has to do.
-        return tree_where(c.code == _RUNNING, new, c) if samples else new
+        if not samples:
+            return new
+        # A sample that is done stays as it is, whatever the rest of the batch still has to do. What its solver remembers
+        # is of no more use, and too large to be copied at every step.
+        kept = tree_where(c.code == _RUNNING, put(new, None), put(c, None))
+        return put(kept, memory(new))
 
     return while_loop(lambda c: jnp.any(c.code == _RUNNING), body, over(begin)(y0), max_steps=max_steps)
 

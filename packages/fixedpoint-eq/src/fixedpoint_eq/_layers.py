@@ -151,7 +151,7 @@ class ReversibleDEQ(eqx.Module):
         """
         return solve(
             _map_of(self.f, batch_axis), _first_guess(self.z0, x, batch_axis) if z0 is None else z0, x,
-            Reversible(self.beta, rtol=0.0, atol=0.0), ReversibleAdjoint(),
+            Reversible(beta=self.beta, rtol=0.0, atol=0.0), ReversibleAdjoint(),
             batch_axis=batch_axis, max_steps=self.num_steps, throw=False,
         )  # fmt: skip
 
@@ -275,20 +275,24 @@ class MonotoneDEQ(eqx.Module):
         z0 = jnp.zeros_like(b) if z0 is None else z0
         if self.splitting == "forward-backward":
             step = stop_gradient(m) / lipschitz**2
-            fn = lambda z, args: jax.nn.relu(z - step * (z - args[0] @ z - args[1]))
-            factor = jnp.sqrt(jnp.maximum(1 - (m / lipschitz) ** 2, 0))
+
+            def forward_backward(z, args):
+                W, b = args
+                return jax.nn.relu(z - step * (z - W @ z - b))
+
+            fn, factor = forward_backward, jnp.sqrt(jnp.maximum(1 - (m / lipschitz) ** 2, 0))
         else:
             step = 1 / lipschitz
-            factor = jnp.sqrt(1 - 2 * m / (lipschitz + m))
             state = stop_gradient(lx.LU().init(lx.MatrixLinearOperator(eye + step * (eye - W)), {}))
 
-            def fn(u, args):
+            def peaceman_rachford(z, args):
                 W, b = args
-                z = jax.nn.relu(u)
+                on = jax.nn.relu(z)
                 operator = lx.MatrixLinearOperator(eye + step * (eye - W))
-                half = lx.linear_solve(operator, 2 * z - u + step * b, lx.LU(), state=state).value
-                return 2 * half - 2 * z + u
+                half = lx.linear_solve(operator, 2 * on - z + step * b, lx.LU(), state=state).value
+                return 2 * half - 2 * on + z
 
+            fn, factor = peaceman_rachford, jnp.sqrt(1 - 2 * m / (lipschitz + m))
             # At the equilibrium z the variable of the iteration is z - step * ((I - W) z - b).
             z0 = z0 - step * (z0 - stop_gradient(W) @ z0 - stop_gradient(b))
         solution = solve(

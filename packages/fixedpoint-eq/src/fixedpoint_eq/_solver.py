@@ -31,7 +31,7 @@ class Evaluation(eqx.Module, Generic[Y]):
     g: Y  # f - y
     residual: Float[Array, ""]
     best: Float[Array, ""]  # the smallest residual before
-    done: Bool[Array, ""]  # whether `y` meets the tolerance
+    done: Bool[Array, ""]  # whether to stay at `y`, for it meets the tolerance
 
 
 class AbstractSolver(optx.AbstractFixedPointSolver[Y, Any, SolverState]):
@@ -83,14 +83,15 @@ class AbstractSolver(optx.AbstractFixedPointSolver[Y, Any, SolverState]):
         tags: frozenset[object],
     ) -> tuple[Any, SolverState, Any]:
         """Evaluate the map once, and take a step. See `optimistix.AbstractIterativeSolver.step`."""
-        del options, tags
+        del tags
         f, aux = fn(y, args)
         g = tree_sub(f, y)
         # Decisions are no function to differentiate.
         residual, size = (self.norm(stop_gradient(v)).astype(state.residual.dtype) for v in (g, f))
         tol = jnp.asarray(self.atol, size.dtype) + jnp.asarray(self.rtol, size.dtype) * size
         error = residual / jnp.where(tol > 0, tol, jnp.finfo(tol.dtype).tiny)
-        done = error <= 1
+        # The driver's samples that are done have nothing more to do, but wait for the others.
+        done = (error <= 1) | ~options.get("active", jnp.array(True))
         new_y, memory = self._next(fn, Evaluation(y, f, g, residual, state.best, done), args, state.memory)
         # A NaN leaves the best residual as it is.
         best = jnp.where(residual < state.best, residual, state.best)
