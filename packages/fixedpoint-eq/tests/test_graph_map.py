@@ -7,8 +7,7 @@ import jax.random as jr
 import lineax as lx
 import numpy as np
 import pytest
-from fixedpoint_eq import graph as fg
-from implicit_core import RESULTS
+from fixedpoint_eq import RESULTS, graph as fg
 from implicit_core.krylov import FGMRES
 from stationary_testkit import finite_difference_jvp, max_live_bytes, vjp_matches_jvp
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-from implicit_core import RESULTS
 from implicit_core.certify import Certificate
 from implicit_core.implicit import fixed_point
 from jaxtyping import Array, Float, Real
 
 from ._graph_solve import Certified, GraphOperator, Picard, PicardRun, picard, tolerance
 from ._graph_tuple import GraphsTuple, gather, segment_softmax
+from ._results import RESULTS
 
 
 Normalisation: TypeAlias = Literal["outdegree", "softmax", "sigmoid"]
@@ -24,7 +24,7 @@ class GraphSolution(eqx.Module):
     **Attributes:**
 
     - `value`: the fixed point, nodes by heads.
-    - `result`: how each graph's solve ended, [`implicit_core.RESULTS`][] with an axis of graphs.
+    - `result`: how each graph's solve ended, [`fixedpoint_eq.RESULTS`][] with an axis of graphs.
     - `stats`: `num_steps` and `rate`, the Lipschitz constant of the map, each graphs by heads.
     - `certificate`: a bound on the largest error of a node, graphs by heads.
     """
