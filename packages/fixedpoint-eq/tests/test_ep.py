@@ -335,6 +335,18 @@ def test_symmetric_weights_make_plain_ep_exact_in_activities():
     assert tree_allclose(plain, true, rtol=1e-11, atol=1e-14)
 
 
+def test_dynamics_that_are_not_holomorphic_are_flagged():
+    # For real states the two losses are the same.
+    params, x, y = {"W": -jnp.ones((1, 1)), "b": jnp.array([0.5])}, jnp.zeros((1, 1)), jnp.ones((1, 1))
+    for loss, code in (
+        (lambda p, y: jnp.sum((p - y) ** 2), RESULTS.successful),
+        (lambda p, y: jnp.sum(jnp.abs(p - y) ** 2), RESULTS.nudge_too_large),
+    ):
+        field = Linear(ep.HolomorphicLoss(loss))
+        _, info = run(field, params, x, y, ep.Cauchy(0.05, 4), throw=False)
+        assert np.all(info.result == code)
+
+
 def test_unsettled_free_phase_is_flagged(case):
     short = ep.Settle(max_steps=2)
     grads, info = case.run(ep.AsymEP(ep.Symmetric(0.1)), free=short, on_failure="zero")

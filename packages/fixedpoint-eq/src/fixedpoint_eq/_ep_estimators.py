@@ -87,22 +87,26 @@ class Cauchy(AbstractEstimator):
             away = jtu.tree_map(lambda v, v0: v - v0[None], jax.vmap(sample.observe)(u), start)
             # Displacements, because the phases add to zero: less is lost to rounding, and N = 1 is right as well.
             turned = jtu.tree_map(lambda d: jnp.tensordot(jnp.conj(phases).astype(d.dtype), d, 1).real, away)
-            return jtu.tree_map(lambda d: jnp.sum(d, 0).real, away), turned, jnp.max(res)
+            return u, (jtu.tree_map(lambda d: jnp.sum(d, 0).real, away), turned), jnp.max(res)
 
         # Those on the real axis, with real arithmetic.
         real = np.array([1.0, -1.0][: 1 + (n % 2 == 0)], dtype)
-        drift, turned, res = total(beta * real, jnp.asarray(real))
+        _, sums, res = total(beta * real, jnp.asarray(real))
+        holomorphic = jnp.array(True)
         if n > 2:
             upper = np.exp(2j * np.pi * np.arange(1, (n + 1) // 2) / n).astype(np.result_type(dtype, np.complex64))
-            more = total(beta.astype(upper.dtype) * upper, jnp.asarray(upper))
-            drift, turned = jtu.tree_map(lambda a, b: a + 2 * b, (drift, turned), more[:2])
-            res = jnp.maximum(res, more[2])
+            betas = beta.astype(upper.dtype) * upper
+            u, more, other = total(betas, jnp.asarray(upper))
+            sums = jtu.tree_map(lambda a, b: a + 2 * b, sums, more)
+            res = jnp.maximum(res, other)
+            holomorphic = sample.is_holomorphic(betas[0], jtu.tree_map(lambda leaf: leaf[0], u))
+        drift, turned = sums
         value = jtu.tree_map(lambda d: d / (n * beta).astype(d.dtype), turned)
         if n == 1:
             return Response(value, res)
         # What the phases leave is no sign of a large nudge.
         drift = jnp.maximum(norm(drift) / n - 10 * res, 0)
-        return Response(value, res, _nudge_ratio(drift, beta * norm(value), n))
+        return Response(value, res, _nudge_ratio(drift, beta * norm(value), n, holomorphic))
 
 
 class OneSided(AbstractEstimator):
@@ -218,12 +222,13 @@ class Oscillating(AbstractEstimator):
 
         # Not `tile` of the finished points: the walk goes on from where it is.
         walk = jnp.tile(betas, self.warmup + self.periods)
-        _, out = jax.lax.scan(point, as_dtype_of(sample.u0, betas), walk)
+        last, out = jax.lax.scan(point, as_dtype_of(sample.u0, betas), walk)
         kept = jtu.tree_map(lambda leaf: leaf[self.warmup * n :], out)
         u, value = jtu.tree_map(lambda leaf: jnp.mean(leaf, 0), kept[1:])
         # Judged at the mean itself: the free phase that there was not.
         drift = residual(sample.free_map, u)
-        ratio = _nudge_ratio(drift, jnp.asarray(self.beta, dtype) * norm(value), n)
+        first = jnp.asarray(self.beta, dtype) * norm(value)
+        ratio = _nudge_ratio(drift, first, n, sample.is_holomorphic(walk[-1], last))
         return Response(value, jnp.max(kept[0]), ratio, u)
 
 
@@ -400,12 +405,12 @@ def _or_default(linear_solver: lx.AbstractLinearSolver | None) -> lx.AbstractLin
     return FGMRES(mode="soft") if linear_solver is None else linear_solver
 
 
-def _nudge_ratio(drift: Array, first: Array, num_points: int) -> Array:
+def _nudge_ratio(drift: Array, first: Array, num_points: int, holomorphic: Array) -> Array:
     """Estimate the nudge over the radius of convergence of the states, as a power series in the nudge.
 
     Their mean over the circle is off by the term of order `num_points`, and `first` is that of order one: for geometric
-    coefficients the estimate is exact, even outside of the radius.
+    coefficients the estimate is exact, even outside of the radius. Of dynamics that are not holomorphic that is zero.
     """
     ratio = drift / jnp.where(first > 0, first, 1)
-    ratio = jnp.where((first > 0) | (drift == 0), ratio, jnp.inf)
+    ratio = jnp.where(((first > 0) | (drift == 0)) & holomorphic, ratio, jnp.inf)
     return ratio ** (1 / (num_points - 1))

@@ -30,8 +30,9 @@ class EPInfo(eqx.Module):
     - `residual_free`: $|F|$ at the free equilibrium, a 2-norm over the units.
     - `residual_nudged`: the largest of those at the nudged equilibria, or of the linear system that stands for them.
     - `nudge_ratio`: an estimate of `beta` over the radius of holomorphy, from how far the mean of the states around the
-        circle is from the free equilibrium; exact where the Taylor coefficients of the state are geometric. `None` for
-        estimators without a circle.
+        circle is from the free equilibrium; exact where the Taylor coefficients of the state are geometric, and infinite
+        where the dynamics are not holomorphic, which is probed at a complex state. `None` for estimators without a
+        circle.
     - `alignment`: if asked for, the cosines between the error signal and the true one: a pair of a pytree like the
         state, and that of all units together.
     """

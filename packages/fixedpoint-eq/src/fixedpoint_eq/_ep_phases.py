@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import optimistix as optx
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Bool, Float, Inexact
 
+from ._diagnostics import is_holomorphic
 from ._ep_field import AbstractVectorField
 from ._misc import tree_sub, two_norm as norm
 from ._solve import solve
@@ -189,6 +190,11 @@ class Sample(eqx.Module):
         fn = self.map(beta)
         u = run(self.nudged, fn, as_dtype_of(self.u0 if start is None else start, beta))
         return u, residual(fn, u)
+
+    def is_holomorphic(self, beta: Inexact[Array, ""], u: Any) -> Bool[Array, ""]:
+        """Say whether the nudged dynamics are, at a complex state. If not, no nudge is small enough."""
+        fn = self.map(beta)
+        return is_holomorphic(lambda u, _: fn(u), u)
 
 
 def _on_parts(operator: Callable[[Any], Any], v: Any) -> Any:
