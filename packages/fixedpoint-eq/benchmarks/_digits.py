@@ -29,6 +29,7 @@ METHODS = {
     "recurrent backpropagation": (ep.RBP(), 0.0),
     "EP": (ep.Symmetric(0.2), 0.0),
     "EP + homeostasis": (ep.Symmetric(0.2), 1.0),
+    "h10": (ep.Symmetric(0.2), 10.0),
     "AsymEP": (ep.AsymEP(ep.Symmetric(0.2)), 0.0),
     "holomorphic AsymEP (ours)": (ep.AsymEP(ep.Cauchy(0.2, 4)), 0.0),
 }

@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import fixedpoint_eq as fpe
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
