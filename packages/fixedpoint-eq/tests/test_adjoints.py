@@ -51,7 +51,6 @@ EXACT = [
     fpe.Implicit(FGMRES(rtol=1e-12)),
     fpe.Implicit(lx.GMRES(1e-12, 1e-14)),
     fpe.ImplicitFP(fpe.Anderson(1e-12, 1e-13)),
-    fpe.ImplicitFP(fpe.Picard(1e-12, 1e-13)),
     fpe.Neumann(150),
     fpe.Phantom(250, 0.8),
     fpe.Unrolled(),
@@ -120,7 +119,6 @@ def test_series_are_what_they_say(getkey):
         total, terms = total + terms, J.T @ terms
     for adjoint, multiplier in ((fpe.Phantom(4, 0.7), damped), (fpe.Neumann(4), total), (fpe.OneStep(), c)):
         assert tree_allclose(gradient(adjoint, W, x)[1], (slope * multiplier)[None], rtol=1e-7), name(adjoint)
-    assert tree_allclose(gradient(fpe.Neumann(1), W, x), gradient(fpe.OneStep(), W, x), rtol=1e-12)
 
 
 def test_forward_mode_and_second_order(getkey):
@@ -154,18 +152,23 @@ def test_captured_arrays_have_a_derivative(getkey):
     assert tree_allclose(captured, passed, rtol=1e-9)
 
 
-def test_tolerance_is_relative_to_the_cotangent(getkey):
-    W, x = problem(getkey(), n=80, norm=0.95)
+@pytest.mark.parametrize("adjoint", [fpe.Implicit(), fpe.ImplicitFP(fpe.Anderson(1e-9, 1e-9))], ids=name)
+def test_tolerance_is_relative_to_the_cotangent(adjoint, getkey):
+    W, x = problem(getkey(), n=80, batch=2, norm=0.95)
 
-    def scaled(adjoint, scale):
-        loss = lambda W: (
-            scale * jnp.sum(fpe.solve(layer, jnp.zeros_like(x), (W, x), TIGHT, adjoint, batch_axis=0).value)
-        )
-        return eqx.filter_jit(jax.grad(loss))(W) / scale
+    @jax.jit
+    def scaled(W, scale):
+        loss = lambda W: jnp.sum(fpe.solve(layer, jnp.zeros_like(x), (W, x), TIGHT, adjoint, batch_axis=0).value)
+        return jax.grad(lambda W: scale * loss(W))(W) / scale
 
-    for adjoint in (fpe.Implicit(), fpe.ImplicitFP(fpe.Anderson(1e-9, 1e-9))):
-        assert tree_allclose(scaled(adjoint, 1e-12), scaled(adjoint, 1.0), rtol=1e-6, atol=1e-9)
-        assert jnp.all(scaled(adjoint, 1e-300) * 0 == 0)
+    for scale in (1e-12, 1e-200):
+        assert tree_allclose(scaled(W, scale), scaled(W, 1.0), rtol=1e-6, atol=1e-9)
+
+
+def test_a_cotangent_of_zero_needs_no_solve():
+    # Every point is a fixed point, so that no linear system has a solution.
+    value, pull = jax.vjp(lambda a: fpe.solve(lambda z, a: z + 0.0 * a, jnp.ones(2), a).value, 1.0)
+    assert tree_allclose(pull(jnp.zeros_like(value)), (jnp.array(0.0),))
 
 
 def test_quality_at_twenty_products(getkey):

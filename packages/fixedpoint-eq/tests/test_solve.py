@@ -192,7 +192,7 @@ def test_vmap_of_a_batch(getkey):
         solution = fpe.solve(layer, jnp.zeros_like(x), (W, x), SOLVER, batch_axis=0)
         return jnp.sum(solution.value**2), solution.stats["num_steps"]
 
-    both = eqx.filter_jit(jax.vmap(eqx.filter_value_and_grad(loss, has_aux=True)))(weights)
+    both = eqx.filter_jit(eqx.filter_vmap(eqx.filter_value_and_grad(loss, has_aux=True)))(weights)
     for i in range(2):
         one = eqx.filter_jit(eqx.filter_value_and_grad(loss, has_aux=True))(weights[i])
         assert tree_allclose(jax.tree.map(lambda leaf, i=i: leaf[i], both), one, rtol=1e-10)

@@ -1,3 +1,4 @@
+import functools as ft
 from typing import Any, Literal
 
 import equinox as eqx
@@ -67,7 +68,7 @@ class ImplicitFP(optx.AbstractAdjoint):
 
     **Arguments:**
 
-    - `solver`: a solver of this package; its `atol` is in units of the norm of the cotangent.
+    - `solver`: a solver of this package; its `atol` is in units of the largest entry of the cotangent.
     - `max_steps`: the number of its steps at most.
     - `mode`: `"strict"` raises if the solver fails, `"soft"` returns the best that it found.
 
@@ -246,8 +247,7 @@ class _FixedPointSolver(_AbstractSimpleSolver):
     def compute(self, state: lx.AbstractLinearOperator, vector: Any, options: dict[str, Any]) -> Any:
         del options
         size = _sizes(vector, self.samples)
-        # A power of two would be exact; but tolerances are relative, so that rounding does not matter.
-        safe = jnp.where(size > 0, size, 1)
+        safe = jnp.where(size > 16 * float(jnp.finfo(size.dtype).tiny), size, 1)
         b = _scaled(vector, 1 / safe)
         fn = lambda x, _: (tree_axpy(1, x, tree_sub(state.mv(x), b)), None)
         start = jtu.tree_map(jnp.negative, b)
@@ -264,17 +264,17 @@ class _FixedPointSolver(_AbstractSimpleSolver):
         )
         ok = jnp.all(outcome(progress) == RESULTS.successful)
         result = lx.RESULTS.where(ok | (self.mode == "soft"), lx.RESULTS.successful, lx.RESULTS.max_steps_reached)
-        return _scaled(progress.best, size), result, {"num_steps": progress.num_steps}
+        return _scaled(progress.best, safe), result, {"num_steps": progress.num_steps}
 
 
 def _sizes(vector: Any, samples: bool) -> jax.Array:
-    """Return the norm of `vector`, of each sample if there are samples."""
+    """Return the largest entry in magnitude, of each sample if there are samples. Unlike a norm it cannot underflow."""
 
-    def square(leaf):
+    def peak(leaf):
         axes = tuple(range(1 if samples else 0, leaf.ndim))
-        return jnp.sum(jnp.real(leaf * jnp.conj(leaf)), axis=axes).astype(real_dtype(vector))
+        return jnp.max(jnp.abs(leaf), axis=axes, initial=0).astype(real_dtype(vector))
 
-    return jnp.sqrt(sum(map(square, jtu.tree_leaves(vector))))
+    return ft.reduce(jnp.maximum, map(peak, jtu.tree_leaves(vector)))
 
 
 def _scaled(vector: Any, factor: jax.Array) -> Any:
