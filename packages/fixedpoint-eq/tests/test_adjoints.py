@@ -29,7 +29,7 @@ def problem(key, n=4, batch=3, norm=0.8):
     return norm * W / jnp.linalg.norm(W, 2), 0.5 * jr.normal(k2, (batch, n))
 
 
-def gradient(adjoint, W, x, *, solver=TIGHT, fn=layer, max_steps=300, throw=True):
+def gradient(adjoint, W, x, *, solver: fpe.AbstractSolver = TIGHT, fn=layer, max_steps=300, throw=True):
     def loss(args):
         solution = fpe.solve(
             fn, jnp.zeros_like(x), args, solver, adjoint, batch_axis=0, max_steps=max_steps, throw=throw
@@ -67,7 +67,7 @@ def test_all_agree_with_the_dense_solve(adjoint, getkey):
 
 def test_reversible_is_the_gradient_of_what_was_computed(getkey):
     W, x = problem(getkey())
-    solver = fpe.Reversible(0.6, 0.0, 0.0)
+    solver = fpe.Reversible(0.6, rtol=0.0, atol=0.0)
 
     def by_hand(args):
         y = z = jnp.zeros_like(x)
@@ -79,7 +79,7 @@ def test_reversible_is_the_gradient_of_what_was_computed(getkey):
     ours = gradient(fpe.ReversibleAdjoint(), W, x, solver=solver, max_steps=6, throw=False)
     assert tree_allclose(ours, jax.jit(jax.grad(by_hand))((W, x)), rtol=1e-9)
     # Samples that stop at different steps.
-    converged = gradient(fpe.ReversibleAdjoint(), W, x, solver=fpe.Reversible(0.6, 1e-9, 1e-9))
+    converged = gradient(fpe.ReversibleAdjoint(), W, x, solver=fpe.Reversible(0.6, rtol=1e-9, atol=1e-9))
     assert tree_allclose(converged, reference(W, x), rtol=1e-5, atol=1e-6)
 
 
@@ -93,7 +93,7 @@ def test_reversible_gradient_of_a_sample_that_diverged():
             fn,
             jnp.ones((len(a), 1)),
             a,
-            fpe.Reversible(0.6, 1e-9, 1e-9),
+            fpe.Reversible(0.6, rtol=1e-9, atol=1e-9),
             fpe.ReversibleAdjoint(),
             batch_axis=0,
             throw=False,

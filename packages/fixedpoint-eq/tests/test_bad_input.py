@@ -64,7 +64,7 @@ def test_constructors(make, match):
 @pytest.mark.usefixtures("untyped")
 def test_unknown_arguments_are_refused():
     with pytest.raises(TypeError):
-        fpe.Anderson(f_stop_mode="rel")
+        fpe.Anderson(f_stop_mode="rel")  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.parametrize(

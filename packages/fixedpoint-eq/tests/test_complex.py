@@ -34,7 +34,7 @@ SOLVERS = [
     TIGHT,
     fpe.Broyden(1e-10, 1e-12),
     fpe.NewtonKrylov(1e-10, 1e-12),
-    fpe.Reversible(0.7, 1e-10, 1e-12),
+    fpe.Reversible(0.7, rtol=1e-10, atol=1e-12),
     fpe.Relaxation(1e-9, 1e-10),
 ]
 

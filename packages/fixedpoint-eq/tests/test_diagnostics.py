@@ -76,6 +76,7 @@ def test_proved_factors_hold(make, getkey):
     # The factor certifies solutions.
     solution = fpe.solve(lambda z, _: fn(z), jnp.zeros(5), None, fpe.Picard(1e-3, 1e-3), contraction=found)
     exact = fpe.solve(lambda z, _: fn(z), jnp.zeros(5), None, fpe.Picard(1e-14, 1e-14)).value
+    assert solution.certificate is not None
     assert found.distance(solution.value - exact) <= solution.certificate.value
     assert solution.certificate.kind == "proved"
     assert found.norm in solution.certificate.quantity
@@ -118,7 +119,7 @@ def test_is_holomorphic(getkey):
 @pytest.mark.usefixtures("untyped")
 def test_bad_input():
     with pytest.raises(ValueError, match="`norm`"):
-        diagnostics.contraction(affine, jnp.ones(2), jnp.eye(2), norm="three")
+        diagnostics.contraction(affine, jnp.ones(2), jnp.eye(2), norm="three")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="`bound` must be a square"):
         diagnostics.perron_contraction(jnp.ones((2, 3)))
     with pytest.raises(eqx.EquinoxRuntimeError, match="negative"):

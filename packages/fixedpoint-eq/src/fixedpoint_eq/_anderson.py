@@ -60,7 +60,7 @@ class Anderson(AbstractSolver):
     memory: int = eqx.field(default=5, static=True)
     mixing: RealScalar = 1.0
     ridge: RealScalar | None = None
-    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True)
+    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True, kw_only=True)
 
     def __check_init__(self):
         if self.memory < 1:

@@ -63,7 +63,7 @@ class Broyden(AbstractSolver):
     rtol: float = 1e-6
     atol: float = 1e-8
     memory: int = eqx.field(default=20, static=True)
-    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True)
+    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True, kw_only=True)
 
     def __check_init__(self):
         if self.memory < 1:

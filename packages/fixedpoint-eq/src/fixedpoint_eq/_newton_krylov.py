@@ -51,7 +51,7 @@ class NewtonKrylov(AbstractSolver):
     restart: int = eqx.field(default=30, static=True)
     max_linear_steps: int = eqx.field(default=100, static=True)
     max_halvings: int = eqx.field(default=8, static=True)
-    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True)
+    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True, kw_only=True)
 
     def __check_init__(self):
         for name in ("restart", "max_linear_steps", "max_halvings"):

@@ -33,7 +33,7 @@ class Picard(AbstractSolver):
 
     rtol: float = 1e-6
     atol: float = 1e-8
-    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True)
+    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True, kw_only=True)
 
     def _remember(self, y: Any) -> None:
         del y
@@ -66,9 +66,9 @@ class Damped(AbstractSolver):
     """
 
     tau: RealScalar = 0.5
-    rtol: float = 1e-6
-    atol: float = 1e-8
-    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True)
+    rtol: float = eqx.field(default=1e-6, kw_only=True)
+    atol: float = eqx.field(default=1e-8, kw_only=True)
+    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True, kw_only=True)
 
     def __check_init__(self):
         if isinstance(self.tau, int | float) and not 0 < self.tau <= 1:

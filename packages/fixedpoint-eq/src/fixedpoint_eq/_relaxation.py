@@ -43,7 +43,7 @@ class Relaxation(AbstractSolver):
     interval: float = 1.0
     accuracy: float = 1e-3
     max_inner_steps: int = eqx.field(default=1000, static=True)
-    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True)
+    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True, kw_only=True)
 
     def __check_init__(self):
         for name, value in (("interval", self.interval), ("accuracy", self.accuracy)):

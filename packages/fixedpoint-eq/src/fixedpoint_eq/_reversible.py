@@ -49,9 +49,9 @@ class Reversible(AbstractSolver):
     """
 
     beta: RealScalar = 0.8
-    rtol: float = 1e-6
-    atol: float = 1e-8
-    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True)
+    rtol: float = eqx.field(default=1e-6, kw_only=True)
+    atol: float = eqx.field(default=1e-8, kw_only=True)
+    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True, kw_only=True)
 
     def __check_init__(self):
         if isinstance(self.beta, int | float) and not 0 < self.beta < 1:
