@@ -2,7 +2,7 @@
 
 The 1,797 images of 8 x 8 pixels that scikit-learn brings, a fifth of them for the test; a network 64-64-64-10 whose
 backward weights are drawn independently (angle 90); stochastic gradient descent with momentum, and gradients clipped to
-a norm, for every method alike. Where samples do not settle they contribute nothing, and are counted.
+a norm, for every method alike, at the rate that suits it. Where samples do not settle they contribute nothing, and are counted.
 """
 
 import argparse
@@ -24,14 +24,14 @@ BATCH = 50
 CLIP = 0.5
 MOMENTUM = 0.9
 
-# The estimator, and the coefficient of Jacobian homeostasis.
+# The estimator, the coefficient of Jacobian homeostasis, and the rate: the best of 0.05, 0.1, 0.2 and 0.4 on the seeds
+# 100 and 101. The larger ones make plain EP fail; with homeostasis 1 was better than 10.
 METHODS = {
-    "recurrent backpropagation": (ep.RBP(), 0.0),
-    "EP": (ep.Symmetric(0.2), 0.0),
-    "EP + homeostasis": (ep.Symmetric(0.2), 1.0),
-    "h10": (ep.Symmetric(0.2), 10.0),
-    "AsymEP": (ep.AsymEP(ep.Symmetric(0.2)), 0.0),
-    "holomorphic AsymEP (ours)": (ep.AsymEP(ep.Cauchy(0.2, 4)), 0.0),
+    "recurrent backpropagation": (ep.RBP(), 0.0, 0.4),
+    "EP": (ep.Symmetric(0.2), 0.0, 0.1),
+    "EP + homeostasis": (ep.Symmetric(0.2), 1.0, 0.05),
+    "AsymEP": (ep.AsymEP(ep.Symmetric(0.2)), 0.0, 0.4),
+    "holomorphic AsymEP (ours)": (ep.AsymEP(ep.Cauchy(0.2, 4)), 0.0, 0.4),
 }
 
 
@@ -62,13 +62,14 @@ def train(estimator, strength, splits, key, epochs, rate, gain, steps):
         grads, info = ep.gradient(
             field, params, x[index], y[index], estimator, free=settle, tol=1e-3, on_failure="zero", throw=False
         )
+        size = jnp.sqrt(sum(jnp.sum(g**2) for g in jtu.tree_leaves(grads)))
+        grads = jtu.tree_map(lambda g: jnp.minimum(1, CLIP / size) * g, grads)
         if strength > 0:
+            # Not clipped with the rest, whose direction its noise would take.
             r0 = jax.vmap(field.activation)(info.state)
             extra = jax.grad(lambda p: ep.homeostatic_loss(field, p, r0, key=key))(params)
             grads = jtu.tree_map(lambda g, h: g + strength * h, grads, extra)
-        size = jnp.sqrt(sum(jnp.sum(g**2) for g in jtu.tree_leaves(grads)))
-        factor = jnp.minimum(1, CLIP / size)
-        velocity = jtu.tree_map(lambda v, g: MOMENTUM * v - rate * factor * g, velocity, grads)
+        velocity = jtu.tree_map(lambda v, g: MOMENTUM * v - rate * g, velocity, grads)
         params = jtu.tree_map(jnp.add, params, velocity)
         failed = jnp.mean(info.result != RESULTS.successful)
         return (params, velocity, rate), (info.residual_free, failed)
@@ -94,18 +95,20 @@ def train(estimator, strength, splits, key, epochs, rate, gain, steps):
     return out
 
 
-def rows(methods, seeds, epochs, rate, gain, steps):
+def rows(methods, seeds, epochs=20, rate=None, gain=0.5, steps=150):
     """Yield a row for each method: accuracies over the seeds, residuals and failures of the last epoch."""
     for name in methods:
-        estimator, strength = METHODS[name]
+        estimator, strength, own_rate = METHODS[name]
+        step = jnp.float32(own_rate if rate is None else rate)
         start = time.process_time()
         # One after the other: a batch of them would wait for the slowest at every step.
-        runs = [train(estimator, strength, data(s), jr.key(s), epochs, jnp.float32(rate), gain, steps) for s in seeds]
+        runs = [train(estimator, strength, data(s), jr.key(s), epochs, step, gain, steps) for s in seeds]
         curves, median, worst, failed = (np.stack([np.asarray(run[i]) for run in runs]) for i in range(4))
         final = 100 * curves[:, -1]
         yield {
             "problem": "FPE-6 ep-digits-90",
             "method": name,
+            "rate": float(step),
             "accuracy": float(np.mean(final)),
             "deviation": float(np.std(final)),
             "accuracies": [round(float(a), 2) for a in final],
@@ -123,7 +126,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--rate", type=float, default=0.4)
+    parser.add_argument("--rate", type=float, help="of all methods, in place of their own")
     parser.add_argument("--gain", type=float, default=0.5, help="of the first weights")
     parser.add_argument("--steps", type=int, default=150, help="of a phase, at most")
     parser.add_argument("--methods", default=",".join(METHODS))
