@@ -387,6 +387,17 @@ def test_error_bounds_are_tight(getkey):
     assert certificate.error_lower <= error <= certificate.error_upper <= 5 * error
 
 
+def test_no_error_bound_where_its_assumption_fails(getkey):
+    # An operator that is not definite: whatever was computed, it bounds nothing.
+    matrix, b = symmetric(20, getkey()), jr.normal(getkey(), (20,))
+    certificate = solve(matrix, b, PCG(1e-8, lower_bound=0.5), PSD).stats["certificate"]
+    assert certificate.error_upper == jnp.inf
+    assert jnp.isfinite(certificate.error_lower)
+    assert any("lower_bound" in assumption for assumption in certificate.assumptions)
+    definite = solve(matrix @ matrix, 0 * b, PCG(1e-8, lower_bound=0.5), PSD).stats["certificate"]
+    assert definite.error_upper == definite.error_lower == 0
+
+
 def test_bad_input(getkey):
     b = jnp.ones(4)
     matrix = lx.MatrixLinearOperator(jnp.eye(4))

@@ -16,6 +16,7 @@ import optimistix.internal as optxi
 
 from ._fgmres import FGMRES
 from ._minres import MINRES
+from ._misc import stop_gradient
 from ._pcg import PCG
 
 
@@ -37,12 +38,6 @@ def _rewrite(root, residual, inputs):
 
 _primal = inspect.unwrap(_primal)
 _rewrite = inspect.unwrap(_rewrite)
-
-
-def stop_gradient(tree: Any) -> Any:
-    """Return `tree` with the derivatives of all its arrays stopped; what is not an array is passed on."""
-    dynamic, static = eqx.partition(tree, eqx.is_array)
-    return eqx.combine(jax.lax.stop_gradient(dynamic), static)
 
 
 def hoist(fn: Callable[..., Any], *args: Any) -> Callable[..., Any]:

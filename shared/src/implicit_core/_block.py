@@ -10,8 +10,7 @@ import lineax as lx
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from ._custom_types import RealScalar
-from ._krylov import same_structure
-from ._misc import real_dtype
+from ._misc import real_dtype, same_structure
 from ._operator import (
     AbstractOperator,
     AbstractSquareOperator,
@@ -123,8 +122,7 @@ class BlockOperator(AbstractOperator):
 class SaddleOperator(AbstractSquareOperator):
     r"""The symmetric saddle point operator $\begin{pmatrix} H & C^\top \\ C & -\delta I\end{pmatrix}$, on pairs `(x, y)`.
 
-    The derivative of a constrained minimiser needs it (`implicit.kkt`), and so do layers with hard constraints. It is
-    indefinite: use `lineax.LU`, or MINRES with [`implicit_core.precond.saddle`][]; not PCG.
+    Layers with hard constraints and Newton steps under equality constraints need it. It is indefinite: use `lineax.LU`, or MINRES with [`implicit_core.precond.saddle`][]; not PCG.
 
     **Arguments:**
 

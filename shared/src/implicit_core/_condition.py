@@ -3,13 +3,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import lineax as lx
-from jaxtyping import Array, Key
+from jaxtyping import Array, PRNGKeyArray
 
 from ._certificate import Certificate
 from ._custom_types import RealScalar, Vector
-from ._krylov import same_structure
-from ._misc import real_dtype, tree_axpy, tree_dot
-from ._operator import ravel, unravel
+from ._misc import real_dtype, same_structure, tree_axpy, tree_norm
+from ._operator import matmul, ravel, unravel
 
 
 def residual(
@@ -37,7 +36,7 @@ def residual(
         if not same_structure(jax.eval_shape(lambda v=vector: v), structure):
             raise ValueError(f"`{name}` must have the operator's structure {structure}; got {vector}")
     r = tree_axpy(-jnp.ones((), real_dtype(b)), operator.mv(x), b)
-    rnorm, bnorm = (jnp.sqrt(tree_dot(v, v)) for v in (r, b))
+    rnorm, bnorm = tree_norm(r), tree_norm(b)
     relres = rnorm / jnp.where(bnorm > 0, bnorm, 1)
     known = () if lower_bound is None else ("`lower_bound` is at most the smallest singular value",)
     return Certificate(
@@ -51,13 +50,12 @@ def residual(
     )
 
 
-def condition(operator: lx.AbstractLinearOperator, *, key: Key[Array, ""], num_steps: int = 50) -> Certificate:
+def condition(operator: lx.AbstractLinearOperator, *, key: PRNGKeyArray, num_steps: int = 50) -> Certificate:
     r"""Estimate the condition number of any operator from below, by products with it and its transpose.
 
     Golub-Kahan bidiagonalisation from a random vector, with full orthogonalisation: the extreme singular values of
     the bidiagonal matrix lie inside those of the operator, and on them when `num_steps` reaches the size. The largest is
     found in a few steps; the smallest of an ill-conditioned operator may take as many as there are unknowns.
-    (`cond_A` of `lineax.LSMR` 0.1.1 gives 2.7 for a condition number of 10.)
 
     **Arguments:**
 
@@ -122,6 +120,6 @@ def _unit(x: Array) -> tuple[Array, Array]:
 def _reject(rows: Array, x: Array) -> Array:
     size = jnp.linalg.norm(x)
     for _ in range(2):
-        x = x - (rows.conj() @ x) @ rows
+        x = x - matmul(matmul(rows.conj(), x), rows)
     # Nothing but rounding is left where the space is invariant.
     return jnp.where(jnp.linalg.norm(x) > 10 * float(jnp.finfo(size.dtype).eps) * size, x, 0)

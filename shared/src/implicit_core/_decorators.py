@@ -8,10 +8,11 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array
 
-from ._adapter import LinearSolver, attach, choose, stop_gradient, without_tracers
+from ._adapter import LinearSolver, attach, choose, without_tracers
 from ._certificate import Certificate
 from ._custom_types import RealScalar
 from ._gradient_error import gradient_error
+from ._misc import stop_gradient
 from ._probe import AdjointState, attach_probed
 
 

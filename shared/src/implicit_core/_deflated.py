@@ -4,7 +4,7 @@ import equinox as eqx
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree
 
-from ._krylov import frozen
+from ._misc import stop_gradient
 from ._precond import deflation
 
 
@@ -13,7 +13,7 @@ class Deflated(lx.AbstractLinearSolver[Any]):
 
     `inner` gets the preconditioner [`implicit_core.precond.deflation`][] made of `vectors`, with its own as the rest. For a
     sequence of similar systems keep the last few solutions as `vectors`; zeros do no harm, so a buffer may start empty. Costs
-    `k + 3` products before the first step.
+    `k + 2` products before the first step.
 
     **Arguments:**
 
@@ -37,7 +37,7 @@ class Deflated(lx.AbstractLinearSolver[Any]):
     """
 
     inner: lx.AbstractLinearSolver
-    vectors: PyTree[Inexact[Array, "k ..."]] = eqx.field(converter=frozen)
+    vectors: PyTree[Inexact[Array, "k ..."]] = eqx.field(converter=stop_gradient)
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Any:
         """Build the preconditioner. See `lineax.AbstractLinearSolver.init`."""

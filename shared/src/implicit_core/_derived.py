@@ -39,8 +39,7 @@ class _AbstractDerived(AbstractSquareOperator):
 class MaskedOperator(_AbstractDerived):
     r"""$D A D + (I - D)$ for a 0/1 diagonal $D$: the operator where the mask holds, the identity elsewhere.
 
-    The active set of a constrained problem needs it, which changes while shapes may not: an inactive row becomes that
-    of the identity, and its solution is its right-hand side. Tags are kept, except that of negative semidefiniteness.
+    Problems whose active set changes while shapes may not need it: an inactive row becomes that of the identity, and its solution is its right-hand side. Tags are kept, except that of negative semidefiniteness.
 
     **Arguments:**
 

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ._batched import loop
 from ._custom_types import RealScalar
-from ._krylov import AbstractKrylov, Mode, Run, frozen
-from ._misc import tree_axpy, tree_dot, tree_scale
+from ._krylov import AbstractKrylov, Mode, Run
+from ._misc import stop_gradient, tree_axpy, tree_dot, tree_scale
 
 
 class ConjugateDirections(AbstractKrylov):
@@ -46,9 +46,9 @@ class ConjugateDirections(AbstractKrylov):
         Algorithm 1.
     """
 
-    direction: Callable[[Any], Any] = eqx.field(converter=frozen)
-    rtol: RealScalar | None = eqx.field(default=None, converter=frozen)
-    atol: RealScalar = eqx.field(default=0.0, converter=frozen)
+    direction: Callable[[Any], Any] = eqx.field(converter=stop_gradient)
+    rtol: RealScalar | None = eqx.field(default=None, converter=stop_gradient)
+    atol: RealScalar = eqx.field(default=0.0, converter=stop_gradient)
     max_steps: int | None = eqx.field(default=None, static=True)
     mode: Mode = eqx.field(default="strict", static=True)
     memory: int = eqx.field(default=2, static=True)

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-import numpy as np
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from ._batched import loop
 from ._custom_types import RealScalar
-from ._krylov import AbstractKrylov, Mode, Run, frozen, preconditioner
-from ._misc import real_dtype, tree_scale
+from ._krylov import AbstractKrylov, Mode, Run, preconditioner
+from ._misc import stack_combine, stack_dot, stop_gradient, tree_norm, tree_scale
 
 
 class FGMRES(AbstractKrylov):
@@ -49,10 +48,10 @@ class FGMRES(AbstractKrylov):
         Saad, "A flexible inner-outer preconditioned GMRES algorithm", SIAM J. Sci. Comput. 14 (1993), Algorithm 2.2.
     """
 
-    rtol: RealScalar | None = eqx.field(default=None, converter=frozen)
-    atol: RealScalar = eqx.field(default=0.0, converter=frozen)
+    rtol: RealScalar | None = eqx.field(default=None, converter=stop_gradient)
+    atol: RealScalar = eqx.field(default=0.0, converter=stop_gradient)
     max_steps: int | None = eqx.field(default=None, static=True)
-    precond: lx.AbstractLinearOperator | None = eqx.field(default=None, converter=frozen)
+    precond: lx.AbstractLinearOperator | None = eqx.field(default=None, converter=stop_gradient)
     mode: Mode = eqx.field(default="strict", static=True)
     restart: int = eqx.field(default=30, static=True)
     compact: bool = eqx.field(default=False, static=True, kw_only=True)
@@ -83,7 +82,7 @@ class FGMRES(AbstractKrylov):
         diagonal = jnp.where(jnp.arange(m, dtype=jnp.int32) < c.k, jnp.abs(jnp.diagonal(c.R)), jnp.nan)
         cond = jnp.nanmax(diagonal) / jnp.nanmin(diagonal)
         false = c.rnorm < 0
-        return Run(_combine(y, basis), c.rnorm, c.k, c.k, c.norm, cond, false, c.nonfinite)
+        return Run(stack_combine(y, basis), c.rnorm, c.k, c.k, c.norm, cond, false, c.nonfinite)
 
 
 class _Cycle(eqx.Module):
@@ -99,41 +98,10 @@ class _Cycle(eqx.Module):
     nonfinite: Bool[Array, ""]
 
 
-def _inner(V: Any, w: Any) -> Array:
-    """Return the inner products of `w` with each vector of `V`: complex only if every leaf is."""
-    leaves = jtu.tree_leaves(w)
-    whole = all(jnp.iscomplexobj(leaf) for leaf in leaves)
-    total = None
-    for v, leaf in zip(jtu.tree_leaves(V), leaves, strict=True):
-        axes = tuple(range(leaf.ndim))
-        contract = ((tuple(a + 1 for a in axes), axes), ((), ()))
-        out = jax.lax.dot_general(jnp.conj(v), leaf, contract, precision=jax.lax.Precision.HIGHEST)
-        out = (out if whole else jnp.real(out)).astype(_scalar_dtype(w))
-        total = out if total is None else total + out
-    assert total is not None
-    return total
-
-
-def _scalar_dtype(w: Any) -> Any:
-    real = real_dtype(w)
-    return np.result_type(real, np.complex64) if all(map(jnp.iscomplexobj, jtu.tree_leaves(w))) else real
-
-
-def _combine(y: Array, V: Any) -> Any:
-    def leaf(v):
-        return jax.lax.dot_general(y.astype(v.dtype), v, (((0,), (0,)), ((), ())), precision=jax.lax.Precision.HIGHEST)
-
-    return jtu.tree_map(leaf, V)
-
-
-def _norm(w: Any) -> Array:
-    return jnp.sqrt(sum(jnp.sum(jnp.real(x * jnp.conj(x))).astype(real_dtype(w)) for x in jtu.tree_leaves(w)))
-
-
 def _init(r, rnorm, m, precond_mv) -> _Cycle:
     unit = tree_scale(1 / jnp.where(rnorm > 0, rnorm, 1), r)
     V = jtu.tree_map(lambda x: jnp.zeros((m + 1, *x.shape), x.dtype).at[0].set(x), unit)
-    dtype = _scalar_dtype(r)
+    dtype = jax.eval_shape(stack_dot, V, r).dtype
     return _Cycle(
         k=jnp.zeros((), jnp.int32),
         V=V,
@@ -154,14 +122,14 @@ def _step(c: _Cycle, mv, precond_mv) -> _Cycle:
     v = jtu.tree_map(lambda leaf: leaf[k], c.V)
     z = v if precond_mv is None else precond_mv(v)
     w = mv(z)
-    length = _norm(w)
+    length = tree_norm(w)
     # Gram-Schmidt twice: once loses orthogonality in proportion to the condition number.
     h = jnp.zeros_like(c.g)
     for _ in range(2):
-        more = _inner(c.V, w)
-        w = jtu.tree_map(jnp.subtract, w, _combine(more, c.V))
+        more = stack_dot(c.V, w)
+        w = jtu.tree_map(jnp.subtract, w, stack_combine(more, c.V))
         h = h + more
-    rest = _norm(w)
+    rest = tree_norm(w)
     # What is left after cancellation is rounding: the space is invariant, and the solution in it exact.
     rest = jnp.where(rest > 10 * eps * length, rest, 0)
     column = c.Q @ h.at[k + 1].set(rest.astype(dtype))

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from ._adapter import MAX_DENSE
 from ._certificate import Certificate
 from ._custom_types import RealScalar
-from ._misc import real_dtype, tree_dot
+from ._misc import real_dtype, tree_norm
 from ._probe import adjoint_solve, jacobian, vjp_of_theta
 
 
@@ -74,7 +74,7 @@ def gradient_error(
     adjoint = adjoint_solve(operator, linear_solver, c)
     residual = F(z, theta)
     dtype = real_dtype(z)
-    delta = None if alpha is None else _quotient(_norm(residual), jnp.asarray(alpha, dtype))
+    delta = None if alpha is None else _quotient(tree_norm(residual), jnp.asarray(alpha, dtype))
     if cross is None and not any(constant is None for constant in (alpha, beta, gamma, smoothness)):
         cross = _cross_norm(F, z, theta)
     if delta is None or alpha is None or beta is None or gamma is None or smoothness is None or cross is None:
@@ -84,11 +84,11 @@ def gradient_error(
         c_nearer = c if loss is None else jax.grad(loss)(nearer)
         adjoint_nearer = adjoint_solve(jacobian(F, nearer, theta, tags), linear_solver, c_nearer)
         gradients = (vjp_of_theta(F, z, theta, adjoint.u)[1], vjp_of_theta(F, nearer, theta, adjoint_nearer.u)[1])
-        value = _norm(jtu.tree_map(jnp.subtract, *gradients))
+        value = tree_norm(jtu.tree_map(jnp.subtract, *gradients))
     else:
         kind, assumptions = "proved", _PROVED
         beta, gamma, smoothness, cross = (jnp.asarray(v, dtype) for v in (beta, gamma, smoothness, cross))
-        u = _norm(adjoint.u)
+        u = tree_norm(adjoint.u)
         inner = beta * delta * u + smoothness * delta + adjoint.residual_norm
         value = gamma * delta * u + (cross + gamma * delta) * _quotient(inner, jnp.asarray(alpha, dtype))
     return Certificate(
@@ -117,14 +117,10 @@ def _quotient(error: Array, alpha: Array) -> Array:
     return jnp.where((alpha > 0) & jnp.isfinite(error), error / alpha, jnp.inf)
 
 
-def _norm(tree: Any) -> Array:
-    return jnp.sqrt(tree_dot(tree, tree))
-
-
 def _cross_norm(F: Callable[[Any, Any], Any], z: Any, theta: Any) -> Array | None:
     dynamic, static = eqx.partition(theta, eqx.is_inexact_array)
     sizes = [sum(leaf.size for leaf in jtu.tree_leaves(tree)) for tree in (z, dynamic)]
     if min(sizes) > MAX_DENSE:
         return None
     mode = jax.jacrev if sizes[0] < sizes[1] else jax.jacfwd
-    return _norm(mode(lambda dynamic: F(z, eqx.combine(dynamic, static)))(dynamic))
+    return tree_norm(mode(lambda dynamic: F(z, eqx.combine(dynamic, static)))(dynamic))

@@ -14,7 +14,7 @@ from ._adapter import MAX_DENSE, LinearSolver
 from ._condition import condition as estimate_condition
 from ._custom_types import RealScalar
 from ._decorators import ImplicitFunction, decorator
-from ._misc import real_dtype, tree_dot
+from ._misc import real_dtype, tree_dot, tree_norm
 
 
 class KKTPoint(eqx.Module):
@@ -136,7 +136,7 @@ class KKTConditions(eqx.Module):
         A [`implicit_core.implicit.KKTReport`][].
         """
         residual = self(point, theta)
-        norm = jnp.sqrt(tree_dot(residual, residual))
+        norm = tree_norm(residual)
         margin, index, num_active = jnp.asarray(jnp.inf, norm.dtype), jnp.array(-1), jnp.array(0)
         if self.ineq is not None:
             lam, g = (jfu.ravel_pytree(tree)[0] for tree in (point.ineq, self.ineq(point.x, theta)))

@@ -12,19 +12,13 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._certificate import Certificate
 from ._custom_types import RealScalar
-from ._misc import real_dtype, scale_of, tree_axpy, tree_dot, tree_scale
+from ._misc import real_dtype, same_structure, scale_of, tree_axpy, tree_dot, tree_scale
 from ._results import RESULTS
 
 
 Mode: TypeAlias = Literal["strict", "soft"]
 # The operator, what the solver prepared beside it (a preconditioner, say), and the sign of the operator.
 State: TypeAlias = tuple[lx.AbstractLinearOperator, Any, eqxi.Static]
-
-
-def frozen(x: Any) -> Any:
-    """Stop the derivatives: neither a preconditioner nor a tolerance changes the solution."""
-    dynamic, static = eqx.partition(x, eqx.is_array)
-    return eqx.combine(jax.lax.stop_gradient(dynamic), static)
 
 
 class Run(eqx.Module):
@@ -142,14 +136,15 @@ class AbstractKrylov(lx.AbstractLinearSolver[State]):
         rounds = self._iterate(mv, aux, scaled, x, r, tol, max_steps, dot)
         result, code = self._outcome(rounds, bnorm, tol, max_steps)
         relative = 1 / jnp.where(bnorm > 0, bnorm, 1)
-        lower = upper = None
+        lower, upper, known = None, None, ()
         if lower_bound is not None:
             lower, upper = _error_bounds(mv, aux, rounds, lower_bound, dot)
+            known = ("for the error: `lower_bound` is at most the smallest eigenvalue of the preconditioned operator",)
         certificate = Certificate(
             quantity="relative residual |b - A x| / |b|",
             value=rounds.rnorm * relative,
             kind="proved",
-            assumptions=("up to the rounding of one product with the operator",),
+            assumptions=("up to the rounding of one product with the operator", *known),
             true_relres=rounds.rnorm * relative,
             recurrence_relres=rounds.last.rnorm * relative,
             cond_estimate=rounds.last.cond,
@@ -253,7 +248,9 @@ def _error_bounds(mv, aux, c: _Rounds, lower_bound, dot) -> tuple[Array, Array]:
     upper = jnp.sqrt(gauss * g) + jnp.sqrt(dot(drift, turned) / jnp.asarray(lower_bound, g.dtype))
     # What one more step, straight down the preconditioned residual, would gain: the error is at least that.
     rz, zaz = dot(c.r, z), dot(z, mv(z))
-    return rz / jnp.sqrt(jnp.where(zaz > 0, zaz, jnp.inf)), upper
+    lower = rz / jnp.sqrt(jnp.where(zaz > 0, zaz, jnp.inf))
+    # Where the recurrence broke down nothing is known.
+    return lower, jnp.where((c.status <= _DONE) & jnp.isfinite(upper), upper, jnp.inf)
 
 
 def turn(aux: Any, name: Literal["transpose", "conj"]) -> Any:
@@ -276,11 +273,8 @@ def preconditioner(
     precond = options.get("preconditioner", default)
     if precond is None:
         return None
-    if definite and not lx.is_positive_semidefinite(precond):
-        raise ValueError(
-            "`precond` must be tagged positive semidefinite. If it is, say so with "
-            "`lineax.TaggedLinearOperator(precond, lineax.positive_semidefinite_tag)`."
-        )
+    if definite:
+        check_definite("precond", precond)
     if not same_structure(precond.in_structure(), operator.in_structure()):
         raise ValueError(
             f"`precond` must have the operator's structure {operator.in_structure()}; got {precond.in_structure()}"
@@ -288,13 +282,13 @@ def preconditioner(
     return lx.linearise(precond)
 
 
-def same_structure(x: Any, y: Any) -> bool:
-    """Whether two pytrees agree in structure, shapes and dtypes."""
-    leaves_x, treedef_x = jtu.tree_flatten(x)
-    leaves_y, treedef_y = jtu.tree_flatten(y)
-    return treedef_x == treedef_y and all(
-        a.shape == b.shape and a.dtype == b.dtype for a, b in zip(leaves_x, leaves_y, strict=True)
-    )
+def check_definite(name: str, operator: lx.AbstractLinearOperator) -> None:
+    """Raise unless `operator` is tagged positive semidefinite."""
+    if not lx.is_positive_semidefinite(operator):
+        raise ValueError(
+            f"`{name}` must be tagged positive semidefinite. If it is, say so with "
+            f"`lineax.TaggedLinearOperator({name}, lineax.positive_semidefinite_tag)`."
+        )
 
 
 def default_max_steps(vector: Any) -> int:

@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ._batched import loop
 from ._custom_types import RealScalar
-from ._krylov import AbstractKrylov, Mode, Run, frozen, preconditioner
-from ._misc import tree_axpy, tree_dot, tree_scale
+from ._krylov import AbstractKrylov, Mode, Run, preconditioner
+from ._misc import stop_gradient, tree_axpy, tree_dot, tree_scale
 
 
 class MINRES(AbstractKrylov):
@@ -48,10 +48,10 @@ class MINRES(AbstractKrylov):
         "Finite elements and fast iterative solvers" (2014), Algorithm 4.1.
     """
 
-    rtol: RealScalar | None = eqx.field(default=None, converter=frozen)
-    atol: RealScalar = eqx.field(default=0.0, converter=frozen)
+    rtol: RealScalar | None = eqx.field(default=None, converter=stop_gradient)
+    atol: RealScalar = eqx.field(default=0.0, converter=stop_gradient)
     max_steps: int | None = eqx.field(default=None, static=True)
-    precond: lx.AbstractLinearOperator | None = eqx.field(default=None, converter=frozen)
+    precond: lx.AbstractLinearOperator | None = eqx.field(default=None, converter=stop_gradient)
     mode: Mode = eqx.field(default="strict", static=True)
     stagnation: int | None = eqx.field(default=None, static=True)
     dot: Callable[[Any, Any], Array] = eqx.field(default=tree_dot, static=True)

@@ -2,11 +2,27 @@ import functools as ft
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
+
+
+def stop_gradient(tree: Any) -> Any:
+    """Return `tree` with the derivatives of all its arrays stopped; what is not an array is passed on."""
+    dynamic, static = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(jax.lax.stop_gradient(dynamic), static)
+
+
+def same_structure(x: Any, y: Any) -> bool:
+    """Whether two pytrees agree in structure, shapes and dtypes."""
+    leaves_x, treedef_x = jtu.tree_flatten(x)
+    leaves_y, treedef_y = jtu.tree_flatten(y)
+    return treedef_x == treedef_y and all(
+        a.shape == b.shape and a.dtype == b.dtype for a, b in zip(leaves_x, leaves_y, strict=True)
+    )
 
 
 def real_dtype(tree: Any) -> np.dtype:
@@ -50,6 +66,11 @@ def tree_dot(x: PyTree[Inexact[Array, "..."]], y: PyTree[Inexact[Array, "..."]])
     return ft.reduce(jnp.add, jtu.tree_leaves(jtu.tree_map(leaf_dot, x, y)))
 
 
+def tree_norm(x: Any) -> Float[Array, ""]:
+    """Return the 2-norm over all leaves."""
+    return jnp.sqrt(tree_dot(x, x))
+
+
 def tree_axpy(alpha: Float[Array, ""], x: Any, y: Any) -> Any:
     """Return `alpha x + y`, leaf by leaf in each leaf's own dtype."""
     return jtu.tree_map(lambda a, b: alpha.astype(a.dtype) * a + b, x, y)
@@ -83,3 +104,27 @@ def scale_of(b: Any, dot: Callable[[Any, Any], Array]) -> Float[Array, ""]:
     integer = jnp.dtype(f"int{finfo.bits}")
     mask = np.array(-1 << finfo.nmant, integer)
     return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(size, integer) & mask, dtype)
+
+
+def stack_dot(V: Any, w: Any) -> Inexact[Array, " k"]:
+    """Return the inner products of `w` with the vectors that lie along the leading axis of `V`.
+
+    Complex if every leaf is. Where only some are, the vectors are those of a real space, and so are the products.
+    """
+    leaves = jtu.tree_leaves(w)
+    real = real_dtype(w)
+    dtype = np.result_type(real, np.complex64) if all(map(jnp.iscomplexobj, leaves)) else real
+
+    def leaf_dot(v, leaf):
+        axes = tuple(range(leaf.ndim))
+        contract = ((tuple(a + 1 for a in axes), axes), ((), ()))
+        out = jax.lax.dot_general(jnp.conj(v), leaf, contract, precision=jax.lax.Precision.HIGHEST)
+        return (out if jnp.issubdtype(dtype, jnp.complexfloating) else jnp.real(out)).astype(dtype)
+
+    return ft.reduce(jnp.add, map(leaf_dot, jtu.tree_leaves(V), leaves))
+
+
+def stack_combine(weights: Inexact[Array, "... k"], V: Any) -> Any:
+    """Return the combinations, with the weights along their last axis, of the vectors along the leading axis of `V`."""
+    combine = ft.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
+    return jtu.tree_map(lambda v: combine(weights.astype(v.dtype), v), V)

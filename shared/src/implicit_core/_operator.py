@@ -11,7 +11,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ._krylov import same_structure
+from ._misc import same_structure
 
 
 class AbstractOperator(lx.AbstractLinearOperator):

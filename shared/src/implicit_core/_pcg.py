@@ -6,8 +6,8 @@ import lineax as lx
 from jaxtyping import Array
 
 from ._custom_types import RealScalar
-from ._krylov import AbstractKrylov, Mode, Run, frozen, preconditioner
-from ._misc import tree_dot
+from ._krylov import AbstractKrylov, Mode, Run, preconditioner
+from ._misc import stop_gradient, tree_dot
 from ._pcg_kernel import pcg_loop
 
 
@@ -40,6 +40,7 @@ class PCG(AbstractKrylov):
         $M A$ with a preconditioner $M$ (a ridge, a modulus of strong convexity). With it the certificate holds
         `error_lower` and `error_upper` on $\lVert x - x_*\rVert_A$, at the price of one more product. For a negative
         definite operator: of its negative.
+    - `compact`: make `jax.vmap` drop examples that are done; set by [`implicit_core.batched.solve`][].
 
     The `stats` of the solution hold `num_steps`, `num_matvecs`, `result` (an [`implicit_core.RESULTS`][], honest in
     either mode) and `certificate` (a [`implicit_core.certify.Certificate`][] on the relative residual).
@@ -63,14 +64,14 @@ class PCG(AbstractKrylov):
         moments and quadrature II", BIT 37 (1997).
     """
 
-    rtol: RealScalar | None = eqx.field(default=None, converter=frozen)
-    atol: RealScalar = eqx.field(default=0.0, converter=frozen)
+    rtol: RealScalar | None = eqx.field(default=None, converter=stop_gradient)
+    atol: RealScalar = eqx.field(default=0.0, converter=stop_gradient)
     max_steps: int | None = eqx.field(default=None, static=True)
-    precond: lx.AbstractLinearOperator | None = eqx.field(default=None, converter=frozen)
+    precond: lx.AbstractLinearOperator | None = eqx.field(default=None, converter=stop_gradient)
     mode: Mode = eqx.field(default="strict", static=True)
     stagnation: int = eqx.field(default=50, static=True)
     dot: Callable[[Any, Any], Array] = eqx.field(default=tree_dot, static=True)
-    lower_bound: RealScalar | None = eqx.field(default=None, converter=frozen)
+    lower_bound: RealScalar | None = eqx.field(default=None, converter=stop_gradient)
     compact: bool = eqx.field(default=False, static=True, kw_only=True)
 
     _minimises_residual: ClassVar[bool] = False
@@ -116,5 +117,5 @@ class PCG(AbstractKrylov):
             cond=c.watched.high / c.ritz_min(self.dot),
             indefinite=c.indefinite,
             nonfinite=c.nonfinite,
-            tail=None if self.lower_bound is None else (c.watched.gauss, c.g, c.r),
+            tail=None if self.lower_bound is None else (c.gauss, c.g, c.r),
         )

@@ -80,6 +80,11 @@ class PCGCarry(eqx.Module):
     status: Int[Array, ""]
 
     @property
+    def gauss(self) -> Array:
+        """The coefficient of the Gauss-Radau bound; infinite where the last step was not taken, so that none holds."""
+        return jnp.where(self.status == _FINE, self.watched.gauss, jnp.inf)
+
+    @property
     def indefinite(self) -> Array:
         return self.status == _INDEFINITE
 

@@ -1,4 +1,3 @@
-import functools as ft
 from typing import Any
 
 import equinox as eqx
@@ -11,8 +10,8 @@ from jaxtyping import Array, Float, Inexact, PRNGKeyArray, PyTree
 
 from ._block import BatchedOperator, BlockOperator
 from ._custom_types import RealScalar
-from ._krylov import same_structure
-from ._misc import scale_of, tree_dot, tree_scale
+from ._krylov import check_definite
+from ._misc import same_structure, scale_of, stack_combine, stack_dot, tree_dot, tree_norm, tree_scale
 from ._operator import (
     AbstractSquareOperator,
     check_operator,
@@ -34,11 +33,7 @@ _PSD = frozenset({lx.positive_semidefinite_tag})
 
 def _check_precond(name: str, operator: Any) -> None:
     check_operator(name, operator, square=True)
-    if not lx.is_positive_semidefinite(operator):
-        raise ValueError(
-            f"`{name}` must be tagged positive semidefinite. If it is, say so with "
-            "`lineax.TaggedLinearOperator(operator, lineax.positive_semidefinite_tag)`."
-        )
+    check_definite(name, operator)
 
 
 def _safe(magnitude: Array) -> Array:
@@ -139,22 +134,6 @@ def block_jacobi(blocks: Inexact[Array, "..."] | BatchedOperator) -> lx.Abstract
     return _DenseBlocks(blocks=inverses, structure=freeze(structure), tags=_PSD)
 
 
-_tensordot = ft.partial(jnp.tensordot, precision=jax.lax.Precision.HIGHEST)
-
-
-def _coefficients(basis: Any, vector: Any) -> Array:
-    # V^* v, where the vectors of the basis lie along the leading axis.
-    def leaf(q, v):
-        axes = tuple(range(1, q.ndim)), tuple(range(v.ndim))
-        return _tensordot(q.conj(), v, axes=axes).astype(common_dtype(vector))
-
-    return ft.reduce(jnp.add, jtu.tree_leaves(jtu.tree_map(leaf, basis, vector)))
-
-
-def _combine(weights: Array, basis: Any) -> Any:
-    return jtu.tree_map(lambda q: _tensordot(weights.astype(q.dtype), q, axes=1), basis)
-
-
 class _TwoLevel(AbstractSquareOperator):
     # Q M Q^* + V diag(weights) V^* with Q = I - V D^*. V (`basis`) has columns that are orthonormal or zero; D (`dual`)
     # is V, and M (`base`) the identity, if `None`.
@@ -165,14 +144,14 @@ class _TwoLevel(AbstractSquareOperator):
     tags: frozenset[object] = eqx.field(static=True)
 
     def mv(self, vector):
-        inside = _coefficients(self.basis, vector)
+        inside = stack_dot(self.basis, vector)
         weights = self.weights.astype(inside.dtype)
         if self.dual is None and self.base is None:
-            return jtu.tree_map(jnp.add, vector, _combine((weights - 1) * inside, self.basis))
+            return jtu.tree_map(jnp.add, vector, stack_combine((weights - 1) * inside, self.basis))
         dual = self.basis if self.dual is None else self.dual
-        rest = jtu.tree_map(jnp.subtract, vector, _combine(inside, dual))
+        rest = jtu.tree_map(jnp.subtract, vector, stack_combine(inside, dual))
         rest = rest if self.base is None else self.base.mv(rest)
-        inside = _combine(weights * inside - _coefficients(dual, rest), self.basis)
+        inside = stack_combine(weights * inside - stack_dot(dual, rest), self.basis)
         return jtu.tree_map(jnp.add, rest, inside)
 
     def as_matrix(self):
@@ -293,8 +272,8 @@ def deflation(
             raise ValueError(f"`base` must have the structure of `op`, {structure}; got {base.in_structure()}")
     basis = unravel(_orthonormal(ravel(W, lead=1)), structure)
     images = jax.vmap(op.mv)(basis)
-    energies, rotation = jnp.linalg.eigh(jax.vmap(_coefficients, in_axes=(None, 0), out_axes=1)(basis, images))
-    basis, images = _combine(rotation.T, basis), _combine(rotation.T, images)
+    energies, rotation = jnp.linalg.eigh(jax.vmap(stack_dot, in_axes=(None, 0), out_axes=1)(basis, images))
+    basis, images = stack_combine(rotation.T, basis), stack_combine(rotation.T, images)
     sizes = jax.vmap(_norm)(images)
     eps = float(jnp.finfo(sizes.dtype).eps)
     # A random vector, for the scale of the operator and of what the preconditioner makes of the rest of it.
@@ -334,7 +313,7 @@ def _unit(tree: Any) -> tuple[Any, Array]:
 
 def _norm(tree: Any) -> Array:
     unit, size = _unit(tree)
-    return size * jnp.sqrt(tree_dot(unit, unit))
+    return size * tree_norm(unit)
 
 
 def _orthonormal(rows: Array) -> Array:

@@ -10,7 +10,7 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from ._adapter import hoist
-from ._misc import real_dtype, tree_dot
+from ._misc import real_dtype, tree_norm
 
 
 class AdjointState(eqx.Module):
@@ -100,7 +100,7 @@ def adjoint_solve(
         options = {**options, "y0": jtu.tree_map(lambda w: jnp.tensordot(weights, w, 1).astype(w.dtype), guesses)}
     solution = lx.linear_solve(operator, c, solver, options=options, state=state, throw=False)
     residual = jtu.tree_map(jnp.subtract, c, operator.mv(solution.value))
-    norm, residual_norm = (jnp.sqrt(tree_dot(v, v)) for v in (c, residual))
+    norm, residual_norm = tree_norm(c), tree_norm(residual)
     relres = residual_norm / jnp.where(norm > 0, norm, 1)
     return AdjointSolve(solution.value, residual_norm, relres, solution.stats.get("num_steps", 0))
 

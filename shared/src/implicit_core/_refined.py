@@ -8,8 +8,8 @@ import lineax as lx
 from jaxtyping import Array, DTypeLike
 
 from ._custom_types import RealScalar
-from ._krylov import AbstractKrylov, Mode, Run, frozen
-from ._misc import tree_dot, tree_scale
+from ._krylov import AbstractKrylov, Mode, Run
+from ._misc import stop_gradient, tree_norm, tree_scale
 
 
 class Refined(AbstractKrylov):
@@ -17,8 +17,7 @@ class Refined(AbstractKrylov):
 
     `inner` works on a copy of the operator in `dtype`; the residual is computed in the operator's own precision, and the
     correction is solved for again, until the tolerance is met. It converges while the condition number is well below
-    `1 / eps` of `dtype`. A dense float64 system is factored in float32, at half the memory and twice the speed; in a
-    system of one precision, a factorisation loses fewer digits. Stopping, outcomes and `stats` are
+    `1 / eps` of `dtype`. A dense float64 system is factored in float32, at half the memory. Stopping, outcomes and `stats` are
     those of [`implicit_core.krylov.PCG`][], where a step is one inner solve.
 
     **Arguments:**
@@ -44,10 +43,10 @@ class Refined(AbstractKrylov):
         Higham, "Accuracy and Stability of Numerical Algorithms" (2002), chapter 12.
     """
 
-    inner: lx.AbstractLinearSolver = eqx.field(converter=frozen)
+    inner: lx.AbstractLinearSolver = eqx.field(converter=stop_gradient)
     dtype: DTypeLike = eqx.field(default=jnp.float32, static=True)
-    rtol: RealScalar | None = eqx.field(default=None, converter=frozen)
-    atol: RealScalar = eqx.field(default=0.0, converter=frozen)
+    rtol: RealScalar | None = eqx.field(default=None, converter=stop_gradient)
+    atol: RealScalar = eqx.field(default=0.0, converter=stop_gradient)
     max_steps: int | None = eqx.field(default=50, static=True)
     mode: Mode = eqx.field(default="strict", static=True)
 
@@ -82,7 +81,7 @@ class Refined(AbstractKrylov):
         del mv, tol, max_steps
         d, _, _ = self.inner.compute(aux.state, unit, {})
         d = tree_scale(safe, jtu.tree_map(lambda new, old: new.astype(old.dtype), d, r))
-        size = jnp.sqrt(tree_dot(d, d))
+        size = tree_norm(d)
         one = jnp.ones((), jnp.int32)
         finite = jnp.isfinite(size)
         d = jtu.tree_map(lambda leaf: jnp.where(finite, leaf, 0), d)
