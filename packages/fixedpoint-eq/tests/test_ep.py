@@ -405,3 +405,19 @@ def test_bad_arguments(case):
     # By us, or by the run-time checker of the tests.
     with pytest.raises((ValueError, TypeCheckError), match="coordinates"):
         ep.gradient(case.field, case.params, case.x, case.y, ep.RBP(), coordinates="rates")  # pyright: ignore[reportArgumentType]
+
+
+def test_predictions_are_those_of_the_free_phase():
+    field = ep.mlp((4, 6, 5), num_outputs=3)
+    params = field.init(key=jr.key(4))
+    x, y = jr.normal(jr.key(5), (3, 4)), jnp.array([0, 1, 2])
+    prediction, result = ep.predict(field, params, x, free=TIGHT)
+    _, info = run(field, params, x, y, ep.RBP(lx.LU()), free=TIGHT)
+    assert tree_allclose(prediction, info.prediction, rtol=1e-12, atol=1e-12)
+    assert jnp.all(result == RESULTS.successful)
+    again, _ = ep.predict(field, params, x, free=ep.Settle(num_steps=0), initial=info.state)
+    assert tree_allclose(again, prediction, rtol=1e-12, atol=1e-12)
+    _, result = ep.predict(field, params, x, free=ep.Settle(num_steps=1), throw=False)
+    assert jnp.all(result == RESULTS.free_phase_unsettled)
+    with pytest.raises(RuntimeError, match="did not settle"):
+        ep.predict(field, params, x, free=ep.Settle(num_steps=1))

@@ -1,6 +1,6 @@
 """Equilibria: fixed points that solve fast, differentiate exactly, and learn without a backward pass."""
 
-from . import diagnostics, ep, graph, layers
+from . import diagnostics, ep, graph, layers, plot, problems
 from ._adjoints import Implicit, ImplicitFP, Neumann, OneStep, Phantom, Unrolled
 from ._anderson import Anderson
 from ._broyden import Broyden
@@ -36,5 +36,7 @@ __all__ = [
     "ep",
     "graph",
     "layers",
+    "plot",
+    "problems",
     "solve",
 ]

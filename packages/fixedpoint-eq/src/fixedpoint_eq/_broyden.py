@@ -7,7 +7,6 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._misc import (
-    real_dtype,
     stack_combine,
     stack_dot,
     stack_like,
@@ -20,6 +19,7 @@ from ._misc import (
 from ._solver import AbstractSolver, Evaluation
 
 
+_DAMPED = 0.1  # of an update's effect on B along the step, at least
 _GROWTH = 10  # by how much the residual may grow over the smallest one before the updates are forgotten
 
 
@@ -36,7 +36,8 @@ class Broyden(AbstractSolver):
     r"""Broyden's method with limited memory, on $G(z) = f(z) - z$.
 
     The inverse of the Jacobian of $G$ is $B = -I + U V^*$, so the first step is that of Picard, and $z \leftarrow z - B G$.
-    For a step $s$ that changed $G$ by $y$ the next $B$ is $B + (s - B y) w^* / (w^* y)$ with $w = B^* s$, the *good* update.
+    For a step $s$ that changed $G$ by $y$ the next $B$ is $B + (s - B y) w^* / (w^* y)$ with $w = B^* s$, the *good* update,
+    damped as by Powell where it would make $B$ nearly singular.
     When `memory` updates are there, or the residual has grown tenfold over the smallest one, all are forgotten. One
     evaluation of the map a step.
 
@@ -81,12 +82,16 @@ class Broyden(AbstractSolver):
         image = tree_sub(stack_combine(stack_dot(memory.v, change), memory.u), change)
         w = tree_sub(stack_combine(stack_dot(memory.u, s), memory.v), s)
         scale = stack_dot(jtu.tree_map(lambda leaf: leaf[None], w), change)[0]
-        eps = float(jnp.finfo(real_dtype(at.y)).eps)
-        # Cauchy-Schwarz's bound: what is below is rounding.
-        bound = eps * two_norm(w) * two_norm(change)
-        sound = memory.started & jnp.isfinite(scale) & (jnp.abs(scale) > bound)
-        safe = jnp.where(sound, scale, 1)
-        u = jtu.tree_map(lambda a, b: (a - b) / safe.astype(a.dtype), s, image)
+        length = jnp.square(two_norm(s)).astype(scale.dtype)
+        sound = memory.started & jnp.isfinite(scale) & (jnp.abs(length) > 0)
+        # Powell's damping: an update after which B would be nearly singular, or huge, is taken in part only.
+        gamma = scale / jnp.where(sound, length, 1)
+        size = jnp.abs(gamma)
+        sign = jnp.where(size > 0, gamma / jnp.where(size > 0, size, 1), 1)
+        theta = jnp.where(size < _DAMPED, (1 - _DAMPED * sign) / jnp.where(size < _DAMPED, 1 - gamma, 1), 1)
+        denominator = length * (theta * gamma + 1 - theta)
+        weight = theta / jnp.where(sound, denominator, 1)
+        u = jtu.tree_map(lambda a, b: weight.astype(a.dtype) * (a - b), s, image)
         full = (memory.count >= self.memory) | (at.residual > _GROWTH * at.best)
         hit = (jnp.arange(self.memory, dtype=jnp.int32) == memory.count) & sound & ~full
         keep = jnp.where(full, 0, 1)

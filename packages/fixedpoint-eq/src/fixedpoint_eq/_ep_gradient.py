@@ -159,8 +159,7 @@ def gradient(
 
 def _judge(u0: Any, res: Array, response: Response, tol: float | None) -> RESULTS:
     """Say how a sample ended."""
-    eps = float(jnp.finfo(res.dtype).eps)
-    limit = (eps**0.5 if tol is None else tol) * (1 + norm(u0))
+    limit = _limit(res, tol) * (1 + norm(u0))
     finite = jnp.isfinite(response.residual) & jnp.isfinite(norm(response.value))
     failures = [
         (jnp.isfinite(res), RESULTS.nonfinite),
@@ -190,3 +189,57 @@ def _batch_size(x: Any, y: Any, initial: Any) -> int:
     if len(sizes) != 1 or sizes == {()}:
         raise ValueError(f"`x`, `y` and `initial` must have one leading batch axis; got leading sizes {sorted(sizes)}")
     return next(iter(sizes))[0]
+
+
+def predict(
+    field: AbstractVectorField,
+    params: Any,
+    x: PyTree[Array],
+    *,
+    free: Settler = Settle(),
+    initial: PyTree[Array] | None = None,
+    tol: float | None = None,
+    throw: bool = True,
+) -> tuple[PyTree[Array], RESULTS]:
+    r"""Let a network settle on a batch of inputs, and read its predictions.
+
+    **Arguments:**
+
+    - `field`, `params`, `x`, `free`, `initial`, `tol`: as for [`fixedpoint_eq.ep.gradient`][].
+    - `throw`: whether to raise if a sample does not settle; otherwise see the second result.
+
+    **Returns:**
+
+    The predictions, and a [`fixedpoint_eq.RESULTS`][] for each sample.
+
+    !!! Example
+
+        ```python
+        logits, result = ep.predict(field, params, x)
+        accuracy = jnp.mean(jnp.argmax(logits, axis=1) == y)
+        ```
+    """
+    _batch_size(x, (), initial)
+
+    def one(x, start):
+        start = field.initial(x) if start is None else start
+        free_map = lambda u: field.drive(params, field.activation(u), x)
+        u = run(free, free_map, start)
+        res = residual(free_map, u)
+        successful: Any = RESULTS.successful
+        result = RESULTS.where(res <= _limit(res, tol) * (1 + norm(u)), successful, _unsettled(res))
+        if throw:
+            u = result.error_if(u, result != RESULTS.successful)
+        return field.readout(params, field.activation(u)), result
+
+    return eqx.filter_vmap(one, in_axes=(0, None if initial is None else 0))(x, initial)
+
+
+def _limit(res: Array, tol: float | None) -> float:
+    return float(jnp.finfo(res.dtype).eps) ** 0.5 if tol is None else tol
+
+
+def _unsettled(res: Array) -> Any:
+    unsettled: Any = RESULTS.free_phase_unsettled
+    nonfinite: Any = RESULTS.nonfinite
+    return RESULTS.where(jnp.isfinite(res), unsettled, nonfinite)

@@ -69,8 +69,17 @@ class DEQ(eqx.Module):
         z0 = _first_guess(self.z0, x, batch_axis) if z0 is None else z0
         return solve(f, z0, x, self.solver, self.adjoint, batch_axis=batch_axis, max_steps=self.max_steps, throw=throw)
 
-    def __call__(self, x: Any, z0: Any = None, *, batch_axis: Literal[0] | None = None, throw: bool = True) -> Any:
-        """Return the equilibrium. The arguments are those of `solve`."""
+    def __call__(
+        self,
+        x: Any,
+        z0: Any = None,
+        *,
+        batch_axis: Literal[0] | None = None,
+        throw: bool = True,
+        key: PRNGKeyArray | None = None,
+    ) -> Any:
+        """Return the equilibrium. The arguments are those of `solve`; `key` is ignored, for `equinox.nn.Sequential`."""
+        del key
         return self.solve(x, z0, batch_axis=batch_axis, throw=throw).value
 
     def states(self, x: Any, at: Sequence[int], *, batch_axis: Literal[0] | None = None) -> Any:
@@ -155,8 +164,11 @@ class ReversibleDEQ(eqx.Module):
             batch_axis=batch_axis, max_steps=self.num_steps, throw=False,
         )  # fmt: skip
 
-    def __call__(self, x: Any, z0: Any = None, *, batch_axis: Literal[0] | None = None) -> Any:
-        """Return the state after the steps. The arguments are those of `solve`."""
+    def __call__(
+        self, x: Any, z0: Any = None, *, batch_axis: Literal[0] | None = None, key: PRNGKeyArray | None = None
+    ) -> Any:
+        """Return the state after the steps. The arguments are those of `solve`; `key` is ignored."""
+        del key
         return self.solve(x, z0, batch_axis=batch_axis).value
 
 
@@ -305,9 +317,15 @@ class MonotoneDEQ(eqx.Module):
         return solution
 
     def __call__(
-        self, x: Float[Array, " inputs"], z0: Float[Array, " n"] | None = None, *, throw: bool = True
+        self,
+        x: Float[Array, " inputs"],
+        z0: Float[Array, " n"] | None = None,
+        *,
+        throw: bool = True,
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, " n"]:
-        """Return the equilibrium. The arguments are those of `solve`."""
+        """Return the equilibrium. The arguments are those of `solve`; `key` is ignored, for `equinox.nn.Sequential`."""
+        del key
         return self.solve(x, z0, throw=throw).value
 
 

@@ -12,7 +12,7 @@ from ._ep_estimators import (
     Symmetric,
 )
 from ._ep_field import MSE, AbstractLoss, AbstractVectorField, CrossEntropy, HolomorphicLoss
-from ._ep_gradient import EPInfo, gradient
+from ._ep_gradient import EPInfo, gradient, predict
 from ._ep_homeostasis import homeostatic_loss
 from ._ep_layers import AbstractConnection, Conv, Dense, Network, convnet, dsilu, mlp, sigma4, softmax_pool
 from ._ep_phases import Settle
@@ -44,6 +44,7 @@ __all__ = [
     "gradient",
     "homeostatic_loss",
     "mlp",
+    "predict",
     "sigma4",
     "softmax_pool",
 ]
