@@ -51,7 +51,15 @@ class DEQ(eqx.Module):
     adjoint: optx.AbstractAdjoint = Implicit()
     max_steps: int = eqx.field(default=200, static=True)
 
-    def solve(self, x: Any, z0: Any = None, *, batch_axis: Literal[0] | None = None, throw: bool = True) -> Solution:
+    def solve(
+        self,
+        x: Any,
+        z0: Any = None,
+        *,
+        batch_axis: Literal[0] | None = None,
+        throw: bool = True,
+        on_failure: Literal["keep", "zero", "nan"] = "keep",
+    ) -> Solution:
         """Return the equilibrium with its status and statistics.
 
         **Arguments:**
@@ -60,14 +68,18 @@ class DEQ(eqx.Module):
         - `z0`: another first guess, for instance the equilibrium of an earlier input; `None` for that of the layer.
         - `batch_axis`: `0` if `x`, and `z0` if given, have a leading axis of examples.
         - `throw`: whether to raise if the solve does not succeed.
+        - `on_failure`: the derivative of examples that failed, which `throw=False` lets pass: see
+            [`fixedpoint_eq.solve`][].
 
         **Returns:**
 
         A [`fixedpoint_eq.Solution`][].
         """
-        f = _map_of(self.f, batch_axis)
-        z0 = _first_guess(self.z0, x, batch_axis) if z0 is None else z0
-        return solve(f, z0, x, self.solver, self.adjoint, batch_axis=batch_axis, max_steps=self.max_steps, throw=throw)
+        return solve(
+            _map_of(self.f, batch_axis), _first_guess(self.z0, x, batch_axis) if z0 is None else z0, x,
+            self.solver, self.adjoint,
+            batch_axis=batch_axis, max_steps=self.max_steps, throw=throw, on_failure=on_failure,
+        )  # fmt: skip
 
     def __call__(
         self,
