@@ -9,13 +9,14 @@ import jax.tree_util as jtu
 import lineax as lx
 import optimistix as optx
 from implicit_core.implicit import ImplicitAdjoint
+from implicit_core.krylov import real_dtype, tree_axpy
 
 from ._anderson import Anderson
 from ._batch import samples_tag
 from ._custom_types import RealScalar
 from ._iterate import iterate, outcome
 from ._linear import SampleWise
-from ._misc import real_dtype, tree_axpy, tree_sub
+from ._misc import tree_sub
 from ._results import RESULTS
 from ._solver import AbstractSolver
 

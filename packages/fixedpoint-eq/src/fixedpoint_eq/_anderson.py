@@ -2,11 +2,13 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+from implicit_core.krylov import real_dtype, stack_combine, stack_dot, tree_axpy, tree_norm
 from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree
 
 from ._custom_types import RealScalar
-from ._misc import real_dtype, scalar_dtype, stack_combine, stack_dot, stack_like, stack_put, tree_axpy, two_norm
+from ._misc import stack_like, stack_put
 from ._solver import AbstractSolver, Evaluation
 
 
@@ -60,7 +62,7 @@ class Anderson(AbstractSolver):
     memory: int = eqx.field(default=5, static=True)
     mixing: RealScalar = 1.0
     ridge: RealScalar | None = None
-    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True, kw_only=True)
+    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=tree_norm, static=True, kw_only=True)
 
     def __check_init__(self):
         if self.memory < 1:
@@ -72,9 +74,10 @@ class Anderson(AbstractSolver):
 
     def _remember(self, y: Any) -> _History:
         m = self.memory
-        gram = jnp.zeros((m, m), scalar_dtype(y))
+        stack = stack_like(y, m)
+        gram = jnp.zeros((m, m), jax.eval_shape(stack_dot, stack, y).dtype)
         count = jnp.zeros((), jnp.int32)
-        return _History(stack_like(y, m), stack_like(y, m), gram, jnp.zeros(m, bool), count)
+        return _History(stack, stack, gram, jnp.zeros(m, bool), count)
 
     def _next(self, fn: Callable[[Any, Any], Any], at: Evaluation, args: Any, memory: _History) -> tuple[Any, _History]:
         del fn, args

@@ -4,19 +4,10 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from implicit_core.krylov import real_dtype, stack_combine, stack_dot, tree_axpy, tree_norm
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ._misc import (
-    real_dtype,
-    stack_combine,
-    stack_dot,
-    stack_like,
-    stack_put,
-    tree_axpy,
-    tree_sub,
-    tree_where,
-    two_norm,
-)
+from ._misc import stack_like, stack_put, tree_sub, tree_where
 from ._solver import AbstractSolver, Evaluation
 
 
@@ -63,7 +54,7 @@ class Broyden(AbstractSolver):
     rtol: float = 1e-6
     atol: float = 1e-8
     memory: int = eqx.field(default=20, static=True)
-    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True, kw_only=True)
+    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=tree_norm, static=True, kw_only=True)
 
     def __check_init__(self):
         if self.memory < 1:
@@ -83,7 +74,7 @@ class Broyden(AbstractSolver):
         scale = stack_dot(jtu.tree_map(lambda leaf: leaf[None], w), change)[0]
         eps = float(jnp.finfo(real_dtype(at.y)).eps)
         # Cauchy-Schwarz's bound: what is below is rounding.
-        bound = eps * two_norm(w) * two_norm(change)
+        bound = eps * tree_norm(w) * tree_norm(change)
         sound = memory.started & jnp.isfinite(scale) & (jnp.abs(scale) > bound)
         safe = jnp.where(sound, scale, 1)
         u = jtu.tree_map(lambda a, b: (a - b) / safe.astype(a.dtype), s, image)

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import lineax as lx
-from implicit_core.krylov import tree_dot
+from implicit_core.krylov import stop_gradient, tree_dot, tree_norm
 from jaxtyping import Array, Bool, Complex, Float, Inexact, PRNGKeyArray
 
 from ._batch import SampleFn, dense, lanes
 from ._jacobian import jacobian, real_jacobian
 from ._linear import is_complex_linear
-from ._misc import stop_gradient, two_norm
 
 
 _EXACT = 512  # unknowns up to which a Jacobian is formed
@@ -205,7 +204,7 @@ def alignment(x: Any, y: Any) -> Any:
     """
 
     def leaf(a: Inexact[Array, "..."], b: Inexact[Array, "..."]) -> Float[Array, ""]:
-        size = two_norm(a) * two_norm(b)
+        size = tree_norm(a) * tree_norm(b)
         return tree_dot(a, b) / jnp.where(size > 0, size, 1)
 
     return jtu.tree_map(leaf, x, y)

@@ -4,13 +4,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from implicit_core.krylov import tree_dot
+from implicit_core.krylov import tree_dot, tree_norm as norm
 from jaxtyping import Array, Float, PyTree
 
 from ._ep_estimators import RBP, AbstractEstimator, Oscillating, Response
 from ._ep_field import AbstractVectorField
 from ._ep_phases import Coordinates, Sample, Settle, Settler, residual, run
-from ._misc import two_norm as norm
 from ._results import RESULTS
 
 

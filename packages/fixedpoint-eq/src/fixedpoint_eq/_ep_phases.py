@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import optimistix as optx
+from implicit_core.krylov import tree_norm as norm
 from jaxtyping import Array, Bool, Float, Inexact
 
 from ._diagnostics import is_holomorphic
 from ._ep_field import AbstractVectorField
-from ._misc import tree_sub, two_norm as norm
+from ._misc import tree_sub
 from ._solve import solve
 from ._solver import AbstractSolver
 

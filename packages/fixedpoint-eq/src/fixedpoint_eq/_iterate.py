@@ -6,10 +6,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from implicit_core.krylov import real_dtype
 from jaxtyping import Array, Float, Int
 
 from ._batch import SampleFn, lanes
-from ._misc import real_dtype, tree_sub, tree_where
+from ._misc import tree_sub, tree_where
 from ._results import RESULTS
 from ._solver import AbstractSolver, SolverState
 

@@ -8,12 +8,12 @@ import jax.random as jr
 import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
-from implicit_core.krylov import FGMRES, MINRES
+from implicit_core.krylov import FGMRES, MINRES, real_dtype, tree_norm
 from implicit_core.operators import AbstractOperator
 from jaxtyping import Array, Bool
 
 from ._batch import SampleOperator, dense, lanes, samples_tag
-from ._misc import real_dtype, tree_sub, two_norm
+from ._misc import tree_sub
 
 
 MAX_DENSE = 64  # unknowns of a sample up to which its Jacobian is factorised
@@ -188,7 +188,7 @@ def is_complex_linear(operator: lx.AbstractLinearOperator, like: Any) -> Bool[Ar
     times_i = lambda tree: jtu.tree_map(lambda leaf: 1j * leaf, tree)
     turned = times_i(operator.mv(v))
     eps = float(jnp.finfo(real_dtype(like)).eps)
-    return two_norm(tree_sub(operator.mv(times_i(v)), turned)) <= eps**0.5 * (two_norm(v) + two_norm(turned))
+    return tree_norm(tree_sub(operator.mv(times_i(v)), turned)) <= eps**0.5 * (tree_norm(v) + tree_norm(turned))
 
 
 def mixes_samples(operator: lx.AbstractLinearOperator, like: Any) -> Bool[Array, ""]:
@@ -199,4 +199,4 @@ def mixes_samples(operator: lx.AbstractLinearOperator, like: Any) -> Bool[Array,
     v = keep(random_like(like), jnp.asarray(chosen))
     product = operator.mv(v)
     eps = float(jnp.finfo(real_dtype(like)).eps)
-    return two_norm(keep(product, jnp.asarray(~chosen))) > eps**0.5 * two_norm(product)
+    return tree_norm(keep(product, jnp.asarray(~chosen))) > eps**0.5 * tree_norm(product)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import optimistix as optx
 from implicit_core.certify import Certificate
+from implicit_core.krylov import stop_gradient
 from jaxtyping import Array
 
 from ._adjoints import Implicit, Unrolled
@@ -15,7 +16,7 @@ from ._batch import samples_tag
 from ._contraction import Contraction
 from ._custom_types import Y
 from ._iterate import Progress, equation, run
-from ._misc import stop_gradient, tree_sub
+from ._misc import tree_sub
 from ._newton_krylov import NewtonKrylov
 from ._results import RESULTS
 from ._solution import Solution
