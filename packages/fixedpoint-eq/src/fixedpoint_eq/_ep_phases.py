@@ -198,6 +198,18 @@ class Sample(eqx.Module):
         return is_holomorphic(lambda u, _: fn(u), u)
 
 
+def free_phase(field, params, x, y, start: Any, free: Settler, nudged: Settler, coordinates: Coordinates) -> Sample:
+    """Settle one sample without a nudge, from `start`."""
+    sample = Sample(field, params, x, y, start, nudged, coordinates)
+    return dataclasses.replace(sample, u0=run(free, sample.free_map, start))
+
+
+def limit(u0: Any, tol: float | None) -> Float[Array, ""]:
+    """Return the residual above which a phase counts as unsettled."""
+    size = norm(u0)
+    return (float(jnp.finfo(size.dtype).eps) ** 0.5 if tol is None else tol) * (1 + size)
+
+
 def _on_parts(operator: Callable[[Any], Any], v: Any) -> Any:
     """Apply a real linear operator to the real and imaginary parts: half the work of its complex extension."""
     if not any(map(jnp.iscomplexobj, jtu.tree_leaves(v))):
