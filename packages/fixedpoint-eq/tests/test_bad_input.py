@@ -48,6 +48,7 @@ def test_static_errors(kwargs, error, match):
         (lambda: fpe.Picard(-1.0), "`rtol`"),
         (lambda: fpe.Anderson(atol=-1.0), "`atol`"),
         (lambda: fpe.Anderson(memory=0), "`memory`"),
+        (lambda: fpe.Anderson(period=0), "`period`"),
         (lambda: fpe.Anderson(mixing=0.0), "`mixing`"),
         (lambda: fpe.Anderson(ridge=-1.0), "`ridge`"),
         (lambda: fpe.Damped(0.0), "`tau`"),

@@ -10,7 +10,7 @@ import lineax as lx
 import numpy as np
 import optimistix as optx
 import pytest
-from fixedpoint_eq import RESULTS, Anderson, ep
+from fixedpoint_eq import RESULTS, Anderson, diagnostics, ep
 from fixedpoint_eq._ep_phases import Sample
 from jaxtyping import TypeCheckError
 from stationary_testkit import converges_at_order, implicit_jacobian, tree_allclose
@@ -310,6 +310,42 @@ def test_nudge_beyond_the_radius_is_flagged():
     assert np.all(info.result == RESULTS.nudge_too_large)
 
 
+@pytest.mark.parametrize(("tail", "n", "radius"), [(1.0, 4, 1.0), (0.1, 6, 0.1 ** (1 / 3))])
+def test_nudge_radius_of_the_closed_form(tail, n, radius):
+    # q_N = c_1 / (1 - (beta/|a|)^N), so the tail is (beta/|a|)^(N/2). Three samples, of which one has no equilibrium.
+    params = {"W": -jnp.full((1, 1), 2.0), "b": jnp.array([0.5])}
+    x, y = jnp.array([[0.0], [1.0], [jnp.nan]]), jnp.full((3, 1), 3.0)
+    found = eqx.filter_jit(diagnostics.nudge_radius)(
+        Linear(), params, x, y, ep.Cauchy(20.0, n), tail=tail, free=affine, num_bisections=14
+    )
+    assert np.allclose(found.beta, [2 * radius, 2 * radius, 0.0], rtol=1e-3)
+    assert np.allclose(found.tail[:2], tail, rtol=1e-2)
+    assert np.all(found.residual[:2] < 1e-12)
+
+
+def test_nudge_radius_heeds_what_settles(case):
+    # Settling by steps is unstable beyond the radius, and slow before it.
+    params, x, y = {"W": -jnp.ones((1, 1)), "b": jnp.array([0.5])}, jnp.zeros((1, 1)), jnp.ones((1, 1))
+    look = eqx.filter_jit(diagnostics.nudge_radius)
+    found = look(Linear(), params, x, y, ep.Cauchy(20.0, 2), tail=1e3, free=ep.Settle(max_steps=100, rtol=1e-9))
+    assert 0.1 < found.beta[0] < 1
+    # No nudge is small enough where the dynamics are not holomorphic; nor where the free phase does not settle.
+    field = Linear(ep.HolomorphicLoss(lambda p, y: jnp.sum(jnp.abs(p - y) ** 2)))
+    assert look(field, params, x, y, ep.Cauchy(0.5, 4)).beta[0] == 0
+    short = ep.Settle(max_steps=2)
+    assert look(Linear(), params, x, y, ep.Cauchy(0.5, 2), free=short, nudged=affine).beta[0] == 0
+    # What is found is a nudge that `gradient` takes, and the upper end if that serves.
+    estimator = lambda beta: ep.AsymEP(ep.Cauchy(jnp.array(beta), 6))
+    found, small = (
+        look(case.field, case.params, case.x, case.y, estimator(beta), tail=0.01, free=TIGHT) for beta in (0.4, 0.01)
+    )
+    assert np.all((found.beta > 0.01) & (found.beta <= 0.4) & (found.tail <= 0.01))
+    assert np.allclose(small.beta, 0.01)
+    _, info = case.run(estimator(float(jnp.min(found.beta))))
+    assert np.all(info.result == RESULTS.successful)
+    assert relative(responses(info), case.delta) < 1e-3
+
+
 def test_rotation_where_plain_ep_ascends():
     w = np.array([0.5, 1.0, 2.0])
     params, y = jnp.array([0.3, -0.2]), jnp.array([[1.0, 0.5]] * 3)
@@ -400,6 +436,14 @@ def test_bad_choices(make, message):
 def test_bad_arguments(case):
     with pytest.raises(TypeError, match="`inner`"):
         ep.AsymEP(ep.RBP())
+    for kwargs, error, message in (
+        (dict(estimator=ep.AsymEP(ep.Symmetric(0.1))), TypeError, "`Cauchy`, or `AsymEP` around one; got `Symmetric`"),
+        (dict(estimator=ep.Cauchy(0.1, 3)), ValueError, "even number of points; got 3"),
+        (dict(tail=0.0), ValueError, "`tail`"),
+        (dict(num_bisections=0), ValueError, "`num_bisections`"),
+    ):
+        with pytest.raises(error, match=message):
+            diagnostics.nudge_radius(case.field, case.params, case.x, case.y, **kwargs)
     with pytest.raises(ValueError, match="batch axis"):
         ep.gradient(case.field, case.params, case.x, case.y[:2], ep.RBP())
     # By us, or by the run-time checker of the tests.

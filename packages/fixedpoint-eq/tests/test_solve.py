@@ -198,3 +198,61 @@ def test_vmap_of_a_batch(getkey):
     for i in range(2):
         one = eqx.filter_jit(eqx.filter_value_and_grad(loss, has_aux=True))(weights[i])
         assert tree_allclose(jax.tree.map(lambda leaf, i=i: leaf[i], both), one, rtol=1e-10)
+
+
+@pytest.mark.parametrize("adjoint", [fpe.Implicit(), fpe.ImplicitFP(fpe.Anderson(1e-11, 1e-12))], ids=["lu", "fp"])
+def test_failed_samples_leave_shared_gradients_alone(adjoint, getkey):
+    """A sample with a NaN in its input, one whose map becomes a NaN, and one of which the loss is."""
+    W, x = problem(getkey(), n=3, batch=5)
+    x = x.at[1, 0].set(jnp.nan).at[3].set(jnp.array([4.0, 0.0, 0.0]))
+
+    def fn(z, args):
+        W, x = args
+        late = (x[:, :1] == 4.0) & (z[:, :1] > 0.5)
+        return jnp.where(late, jnp.log(-jnp.abs(z)), layer(z, (W, x)))
+
+    def loss(both, weights):
+        W, x = both
+        solution = fpe.solve(
+            fn, jnp.zeros_like(x), (W, x), SOLVER, adjoint, batch_axis=0, throw=False, on_failure="zero"
+        )
+        fine = solution.result == RESULTS.successful
+        # Of a sample that failed the cotangent is a NaN.
+        losses = jnp.where(fine, 1.0, jnp.nan) * jnp.sum(solution.value**3, axis=1)
+        return jnp.sum(weights * jnp.where(fine, losses, 0.0)), solution
+
+    slope = eqx.filter_jit(eqx.filter_grad(loss, has_aux=True))
+    (by_W, by_x), solution = slope((W, x), jnp.ones(5))
+    # The same without the two: good ones in their place, which do not count.
+    good, bad = jnp.array([0, 2, 4]), jnp.array([1, 3])
+    (good_W, good_x), calm = slope((W, x.at[bad].set(x[0])), jnp.array([1.0, 0.0, 1.0, 0.0, 1.0]))
+    assert [bool(ok) for ok in solution.result == RESULTS.successful] == [True, False, True, False, True]
+    assert all(bool((solution.result == RESULTS.nonfinite)[i]) for i in (1, 3))
+    assert jnp.array_equal(solution.stats["num_steps"][good], calm.stats["num_steps"][good])
+    assert tree_allclose(solution.value[good], calm.value[good], rtol=1e-12)
+    assert tree_allclose(by_W, good_W, rtol=1e-9)
+    assert tree_allclose(by_x[good], good_x[good], rtol=1e-9)
+    assert jnp.all(by_x[bad] == 0)
+    # One by one, under vmap.
+    mapped = eqx.filter_jit(eqx.filter_vmap(lambda row: slope((W, row[None]), jnp.ones(1))))(x)
+    assert tree_allclose(by_W, jnp.sum(mapped[0][0], 0), rtol=1e-9)
+    assert tree_allclose(by_x, mapped[0][1][:, 0], rtol=1e-9, atol=1e-14)
+    assert jnp.array_equal(solution.stats["num_steps"], mapped[1].stats["num_steps"][:, 0])
+    assert jnp.all((solution.result == RESULTS.nonfinite) == (mapped[1].result == RESULTS.nonfinite)[:, 0])
+
+
+@pytest.mark.parametrize("adjoint", [fpe.Implicit(), fpe.ImplicitFP(max_steps=60)], ids=["lu", "fp"])
+def test_a_linear_system_without_solution_is_zero_if_so_wished(adjoint):
+    # The second sample is at a fixed point with a Jacobian of one.
+    fn = lambda z, a: jnp.stack([0.5 * z[0] + a, a + z[1] - 1.0])
+
+    def loss(a, on_failure):
+        solution = fpe.solve(
+            fn, jnp.ones((2, 1)), a, fpe.Picard(), adjoint, batch_axis=0, throw=False, on_failure=on_failure
+        )
+        return jnp.sum(solution.value)
+
+    slope = eqx.filter_jit(eqx.filter_grad(loss))
+    assert tree_allclose(slope(jnp.array([1.0]), "zero"), jnp.array([2.0]), rtol=1e-6)
+    with pytest.raises(eqx.EquinoxRuntimeError):
+        jax.block_until_ready(slope(jnp.array([1.0]), "keep"))

@@ -7,11 +7,26 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Float, Inexact, PyTree
+from jaxtyping import Array, ArrayLike, Float, Inexact, PyTree
 
 
 def stop_gradient(tree: Any) -> Any:
-    """Return `tree` with the derivatives of all its arrays stopped; what is not an array is passed on."""
+    """Return `tree` with the derivatives of all its arrays stopped; what is not an array is passed on.
+
+    **Arguments:**
+
+    - `tree`: any pytree, an operator or another module as well.
+
+    **Returns:**
+
+    A pytree of that structure.
+
+    !!! Example
+
+        ```python
+        operator = stop_gradient(operator)
+        ```
+    """
     dynamic, static = eqx.partition(tree, eqx.is_array)
     return eqx.combine(jax.lax.stop_gradient(dynamic), static)
 
@@ -26,7 +41,26 @@ def same_structure(x: Any, y: Any) -> bool:
 
 
 def real_dtype(tree: Any) -> np.dtype:
-    """Return the widest real floating dtype among the leaves: that of norms and inner products."""
+    """Return the widest real floating dtype among the leaves: that of norms and inner products.
+
+    **Arguments:**
+
+    - `tree`: a pytree of real or complex arrays, of several precisions if need be.
+
+    **Returns:**
+
+    A NumPy dtype.
+
+    **Raises:**
+
+    `ValueError` if there is no leaf.
+
+    !!! Example
+
+        ```python
+        real_dtype([jnp.ones(2, jnp.float32), jnp.ones(2, complex)])  # float64
+        ```
+    """
     leaves = jtu.tree_leaves(tree)
     if not leaves:
         raise ValueError("expected a pytree with at least one array; got one without leaves")
@@ -67,13 +101,44 @@ def tree_dot(x: PyTree[Inexact[Array, "..."]], y: PyTree[Inexact[Array, "..."]])
 
 
 def tree_norm(x: Any) -> Float[Array, ""]:
-    """Return the 2-norm over all leaves."""
+    """Return the 2-norm over all leaves.
+
+    **Arguments:**
+
+    - `x`: a pytree of real or complex arrays.
+
+    **Returns:**
+
+    A real scalar, of the widest floating dtype among the leaves. It is not scaled against overflow.
+
+    !!! Example
+
+        ```python
+        tree_norm({"a": jnp.array([3.0, 4.0j])})  # 5.0
+        ```
+    """
     return jnp.sqrt(tree_dot(x, x))
 
 
-def tree_axpy(alpha: Float[Array, ""], x: Any, y: Any) -> Any:
-    """Return `alpha x + y`, leaf by leaf in each leaf's own dtype."""
-    return jtu.tree_map(lambda a, b: alpha.astype(a.dtype) * a + b, x, y)
+def tree_axpy(alpha: Inexact[ArrayLike, ""] | int, x: Any, y: Any) -> Any:
+    """Return `alpha x + y`, leaf by leaf in each leaf's own dtype.
+
+    **Arguments:**
+
+    - `alpha`: a scalar.
+    - `x`, `y`: pytrees of one structure, shapes and dtypes.
+
+    **Returns:**
+
+    A pytree of that structure.
+
+    !!! Example
+
+        ```python
+        tree_axpy(2.0, {"a": jnp.ones(2)}, {"a": jnp.arange(2.0)})  # {"a": [2.0, 3.0]}
+        ```
+    """
+    return jtu.tree_map(lambda a, b: jnp.asarray(alpha).astype(a.dtype) * a + b, x, y)
 
 
 def tree_scale(alpha: Float[Array, ""], x: Any) -> Any:
@@ -107,9 +172,24 @@ def scale_of(b: Any, dot: Callable[[Any, Any], Array]) -> Float[Array, ""]:
 
 
 def stack_dot(V: Any, w: Any) -> Inexact[Array, " k"]:
-    """Return the inner products of `w` with the vectors that lie along the leading axis of `V`.
+    r"""Return the inner products $\langle v_i, w\rangle = \sum_j \overline{v_{ij}} w_j$ with vectors $v_i$ in a stack.
 
     Complex if every leaf is. Where only some are, the vectors are those of a real space, and so are the products.
+
+    **Arguments:**
+
+    - `V`: the vectors, along a leading axis of every leaf.
+    - `w`: a vector.
+
+    **Returns:**
+
+    One number for each of the vectors.
+
+    !!! Example
+
+        ```python
+        stack_dot(jnp.eye(3)[:2], jnp.arange(3.0))  # [0.0, 1.0]
+        ```
     """
     leaves = jtu.tree_leaves(w)
     real = real_dtype(w)
@@ -125,6 +205,22 @@ def stack_dot(V: Any, w: Any) -> Inexact[Array, " k"]:
 
 
 def stack_combine(weights: Inexact[Array, "... k"], V: Any) -> Any:
-    """Return the combinations, with the weights along their last axis, of the vectors along the leading axis of `V`."""
+    r"""Return the combination $\sum_i a_i v_i$ of the vectors $v_i$ in a stack.
+
+    **Arguments:**
+
+    - `weights`: $a$. With leading axes, as many combinations.
+    - `V`: the vectors, along a leading axis of every leaf.
+
+    **Returns:**
+
+    A vector, of the dtypes of `V`, with the leading axes of the weights.
+
+    !!! Example
+
+        ```python
+        stack_combine(jnp.array([2.0, 3.0]), jnp.eye(3)[:2])  # [2.0, 3.0, 0.0]
+        ```
+    """
     combine = ft.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
     return jtu.tree_map(lambda v: combine(weights.astype(v.dtype), v), V)

@@ -9,13 +9,14 @@ import jax.tree_util as jtu
 import lineax as lx
 import optimistix as optx
 from implicit_core.implicit import ImplicitAdjoint
+from implicit_core.krylov import real_dtype, tree_axpy
 
 from ._anderson import Anderson
-from ._batch import samples_tag
+from ._batch import samples_tag, zero_tag
 from ._custom_types import RealScalar
 from ._iterate import iterate, outcome
 from ._linear import SampleWise
-from ._misc import real_dtype, tree_axpy, tree_sub
+from ._misc import tree_sub, tree_where
 from ._results import RESULTS
 from ._solver import AbstractSolver
 
@@ -56,7 +57,7 @@ class Implicit(optx.AbstractAdjoint):
 
     def apply(self, primal_fn: Any, rewrite_fn: Any, inputs: Any, tags: frozenset[object]) -> tuple[Any, Any]:
         """See `optimistix.AbstractAdjoint.apply`."""
-        solver = SampleWise(self.linear_solver, samples_tag in tags, self.holomorphic)
+        solver = SampleWise(self.linear_solver, samples_tag in tags, self.holomorphic, zero_tag in tags)
         return ImplicitAdjoint(solver).apply(primal_fn, rewrite_fn, inputs, tags)
 
 
@@ -93,7 +94,7 @@ class ImplicitFP(optx.AbstractAdjoint):
 
     def apply(self, primal_fn: Any, rewrite_fn: Any, inputs: Any, tags: frozenset[object]) -> tuple[Any, Any]:
         """See `optimistix.AbstractAdjoint.apply`."""
-        inner = _FixedPointSolver(self.solver, self.max_steps, self.mode, samples_tag in tags)
+        inner = _FixedPointSolver(self.solver, self.max_steps, self.mode, samples_tag in tags, zero_tag in tags)
         return ImplicitAdjoint(inner).apply(primal_fn, rewrite_fn, inputs, tags)
 
 
@@ -243,6 +244,7 @@ class _FixedPointSolver(_AbstractSimpleSolver):
     max_steps: int = eqx.field(static=True)
     mode: str = eqx.field(static=True)
     samples: bool = eqx.field(static=True)
+    zero: bool = eqx.field(static=True)
 
     def compute(self, state: lx.AbstractLinearOperator, vector: Any, options: dict[str, Any]) -> Any:
         del options
@@ -262,9 +264,13 @@ class _FixedPointSolver(_AbstractSimpleSolver):
                 cond, body, init, max_steps=max_steps, kind="lax"
             ),
         )
-        ok = jnp.all(outcome(progress) == RESULTS.successful)
-        result = lx.RESULTS.where(ok | (self.mode == "soft"), lx.RESULTS.successful, lx.RESULTS.max_steps_reached)
-        return _scaled(progress.best, safe), result, {"num_steps": progress.num_steps}
+        ok = outcome(progress) == RESULTS.successful
+        x = _scaled(progress.best, safe)
+        if self.zero and self.mode == "strict":
+            x = tree_where(ok, x, jtu.tree_map(jnp.zeros_like, x))
+        passed = jnp.all(ok) | self.zero | (self.mode == "soft")
+        result = lx.RESULTS.where(passed, lx.RESULTS.successful, lx.RESULTS.max_steps_reached)
+        return x, result, {"num_steps": progress.num_steps}
 
 
 def _sizes(vector: Any, samples: bool) -> jax.Array:

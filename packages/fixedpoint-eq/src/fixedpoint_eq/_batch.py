@@ -21,14 +21,18 @@ from jaxtyping import Array
 _AXIS = "fixedpoint_eq.batch"
 
 
-class _SamplesTag:
+class _Tag:
+    def __init__(self, name: str):
+        self.name = name
+
     def __repr__(self):
-        return "samples_tag"
+        return self.name
 
 
-# A Lineax tag: the operator is block diagonal, with one block for each index of the leading axis of every leaf. Lineax
-# carries tags that it does not know from a driver to the solver of the derivative, which is all that is asked of it.
-samples_tag = _SamplesTag()
+# Lineax tags. Lineax carries those that it does not know from a driver to the solver of the derivative, which is all that
+# is asked of it. The first says that the operator is block diagonal, with one block for each index of the leading axis of
+# every leaf; the second that where a block's system is not solved, zero is wanted, and no error.
+samples_tag, zero_tag = _Tag("samples_tag"), _Tag("zero_tag")
 
 
 def lanes(fn: Callable[..., Any]) -> Callable[..., Any]:

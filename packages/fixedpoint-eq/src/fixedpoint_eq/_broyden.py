@@ -4,18 +4,10 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from implicit_core.krylov import stack_combine, stack_dot, tree_axpy, tree_norm
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ._misc import (
-    stack_combine,
-    stack_dot,
-    stack_like,
-    stack_put,
-    tree_axpy,
-    tree_sub,
-    tree_where,
-    two_norm,
-)
+from ._misc import stack_like, stack_put, tree_sub, tree_where
 from ._solver import AbstractSolver, Evaluation
 
 
@@ -64,7 +56,7 @@ class Broyden(AbstractSolver):
     rtol: float = 1e-6
     atol: float = 1e-8
     memory: int = eqx.field(default=20, static=True)
-    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True, kw_only=True)
+    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=tree_norm, static=True, kw_only=True)
 
     def __check_init__(self):
         if self.memory < 1:
@@ -82,7 +74,7 @@ class Broyden(AbstractSolver):
         image = tree_sub(stack_combine(stack_dot(memory.v, change), memory.u), change)
         w = tree_sub(stack_combine(stack_dot(memory.u, s), memory.v), s)
         scale = stack_dot(jtu.tree_map(lambda leaf: leaf[None], w), change)[0]
-        length = jnp.square(two_norm(s)).astype(scale.dtype)
+        length = jnp.square(tree_norm(s)).astype(scale.dtype)
         sound = memory.started & jnp.isfinite(scale) & (jnp.abs(length) > 0)
         # Powell's damping: an update after which B would be nearly singular, or huge, is taken in part only.
         gamma = scale / jnp.where(sound, length, 1)

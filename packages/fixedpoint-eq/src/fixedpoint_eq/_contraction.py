@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 from implicit_core.certify import Certificate
+from implicit_core.krylov import stop_gradient, tree_axpy, tree_norm
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._batch import dense
 from ._custom_types import RealScalar
 from ._jacobian import real_jacobian
-from ._misc import stop_gradient, tree_axpy, tree_sub, two_norm
+from ._misc import tree_sub
 
 
 class Contraction(eqx.Module):
@@ -37,7 +38,7 @@ class Contraction(eqx.Module):
     def distance(self, difference: Any) -> Float[Array, ""]:
         """Return the norm of a difference of states."""
         if self.weights is None:
-            return two_norm(difference)
+            return tree_norm(difference)
         return jnp.max(jnp.abs(jfu.ravel_pytree(difference)[0]) / self.weights)
 
     def certificate(self) -> Certificate:
@@ -111,7 +112,7 @@ def _empirical(fn, z, args, radius, num_pairs, key) -> Float[Array, ""]:
 
     def ratio(key):
         a, b = map(draw, jr.split(key))
-        return two_norm(tree_sub(fn(a, args), fn(b, args))) / two_norm(tree_sub(a, b))
+        return tree_norm(tree_sub(fn(a, args), fn(b, args))) / tree_norm(tree_sub(a, b))
 
     return jnp.max(jax.lax.map(ratio, jr.split(key, num_pairs)))
 

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import lineax as lx
-from implicit_core.krylov import tree_dot
-from jaxtyping import Array, Bool, Complex, Float, Inexact, PRNGKeyArray
+from implicit_core.krylov import stop_gradient, tree_dot, tree_norm
+from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray
 
 from ._batch import SampleFn, dense, lanes
 from ._jacobian import jacobian, real_jacobian
 from ._linear import is_complex_linear
-from ._misc import stop_gradient, two_norm
 
 
 _EXACT = 512  # unknowns up to which a Jacobian is formed
@@ -203,12 +202,13 @@ def alignment(x: Any, y: Any) -> Any:
         alignment({"W": jnp.ones(2)}, {"W": jnp.array([1.0, 0.0])})  # {"W": 0.7071}
         ```
     """
+    return jtu.tree_map(cosine, x, y)
 
-    def leaf(a: Inexact[Array, "..."], b: Inexact[Array, "..."]) -> Float[Array, ""]:
-        size = two_norm(a) * two_norm(b)
-        return tree_dot(a, b) / jnp.where(size > 0, size, 1)
 
-    return jtu.tree_map(leaf, x, y)
+def cosine(x: Any, y: Any) -> Float[Array, ""]:
+    """Return the cosine of the angle between two vectors, all leaves together; zero where one is zero."""
+    size = tree_norm(x) * tree_norm(y)
+    return tree_dot(x, y) / jnp.where(size > 0, size, 1)
 
 
 def is_holomorphic(fn: Callable[[Any, Any], Any], z: Any, args: Any = None) -> Bool[Array, ""]:

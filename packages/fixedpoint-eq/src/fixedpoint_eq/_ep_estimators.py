@@ -8,11 +8,11 @@ import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
 from implicit_core import implicit
-from implicit_core.krylov import FGMRES
+from implicit_core.krylov import FGMRES, tree_norm as norm
 from jaxtyping import Array, Float, Real, ScalarLike
 
 from ._ep_phases import Sample, as_dtype_of, residual
-from ._misc import tree_sub, two_norm as norm
+from ._misc import tree_sub
 
 
 class Response(eqx.Module):

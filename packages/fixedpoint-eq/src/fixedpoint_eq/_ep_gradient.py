@@ -4,13 +4,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from implicit_core.krylov import tree_dot
+from implicit_core.krylov import tree_norm as norm
 from jaxtyping import Array, Float, PyTree
 
+from ._diagnostics import cosine
 from ._ep_estimators import RBP, AbstractEstimator, Oscillating, Response
 from ._ep_field import AbstractVectorField
-from ._ep_phases import Coordinates, Sample, Settle, Settler, residual, run
-from ._misc import two_norm as norm
+from ._ep_phases import Coordinates, Sample, Settle, Settler, free_phase, limit, residual, run
 from ._results import RESULTS
 
 
@@ -114,7 +114,7 @@ def gradient(
         raise ValueError(f'`coordinates` must be "activity" or "membrane"; got {coordinates!r}')
     if on_failure not in ("keep", "zero"):
         raise ValueError(f'`on_failure` must be "keep" or "zero"; got {on_failure!r}')
-    size = _batch_size(x, y, initial)
+    size = batch_size(x, y, initial)
     nudged = free if nudged is None else nudged
 
     def one(x, y, start):
@@ -125,8 +125,8 @@ def gradient(
             response = estimator.response(sample)
             u0 = response.u0
         else:
-            u0 = run(free, sample.free_map, start)
-            sample = Sample(field, params, x, y, u0, nudged, coordinates)
+            sample = free_phase(field, params, x, y, start, free, nudged, coordinates)
+            u0 = sample.u0
             response = estimator.response(sample)
         sample = Sample(field, params, x, y, u0, nudged, coordinates)
         res = residual(sample.free_map, u0)
@@ -140,7 +140,11 @@ def gradient(
         r0 = field.activation(u0)
         prediction = field.readout(params, r0)
         direct = jtu.tree_map(lambda g: jnp.where(keep, g, 0), field.loss.gradient(prediction, y))
-        cosines = _cosines(value, RBP().response(sample).value) if alignment else None
+        if alignment:
+            delta = RBP().response(sample).value
+            cosines = jtu.tree_map(cosine, value, delta), cosine(value, delta)
+        else:
+            cosines = None
         loss = field.loss.value(prediction, y)
         info = EPInfo(result, loss, prediction, u0, value, res, response.residual, response.nudge_ratio, cosines)
         # What is not finite may not meet a zero either.
@@ -159,14 +163,14 @@ def gradient(
 
 def _judge(u0: Any, res: Array, response: Response, tol: float | None) -> RESULTS:
     """Say how a sample ended."""
-    limit = _limit(res, tol) * (1 + norm(u0))
+    bound = limit(u0, tol)
     finite = jnp.isfinite(response.residual) & jnp.isfinite(norm(response.value))
     failures = [
         (jnp.isfinite(res), RESULTS.nonfinite),
         # Without a free phase, there is the nudge's own measure of how good `u0` is.
-        (jnp.asarray(True) if response.u0 is not None else res <= limit, RESULTS.free_phase_unsettled),
+        (jnp.asarray(True) if response.u0 is not None else res <= bound, RESULTS.free_phase_unsettled),
         (finite, RESULTS.nonfinite),
-        (response.residual <= limit, RESULTS.nudged_phase_unsettled),
+        (response.residual <= bound, RESULTS.nudged_phase_unsettled),
     ]
     if response.nudge_ratio is not None:
         failures.append((response.nudge_ratio < 1, RESULTS.nudge_too_large))
@@ -176,15 +180,8 @@ def _judge(u0: Any, res: Array, response: Response, tol: float | None) -> RESULT
     return result
 
 
-def _cosines(q: Any, delta: Any) -> tuple[Any, Array]:
-    def cosine(a, b):
-        size = norm(a) * norm(b)
-        return tree_dot(a, b) / jnp.where(size > 0, size, 1)
-
-    return jtu.tree_map(cosine, q, delta), cosine(q, delta)
-
-
-def _batch_size(x: Any, y: Any, initial: Any) -> int:
+def batch_size(x: Any, y: Any, initial: Any) -> int:
+    """Return the size of the common leading axis."""
     sizes = {leaf.shape[:1] for leaf in jtu.tree_leaves((x, y, initial))}
     if len(sizes) != 1 or sizes == {()}:
         raise ValueError(f"`x`, `y` and `initial` must have one leading batch axis; got leading sizes {sorted(sizes)}")
@@ -219,7 +216,7 @@ def predict(
         accuracy = jnp.mean(jnp.argmax(logits, axis=1) == y)
         ```
     """
-    _batch_size(x, (), initial)
+    batch_size(x, (), initial)
 
     def one(x, start):
         start = field.initial(x) if start is None else start
@@ -227,16 +224,12 @@ def predict(
         u = run(free, free_map, start)
         res = residual(free_map, u)
         successful: Any = RESULTS.successful
-        result = RESULTS.where(res <= _limit(res, tol) * (1 + norm(u)), successful, _unsettled(res))
+        result = RESULTS.where(res <= limit(u, tol), successful, _unsettled(res))
         if throw:
             u = result.error_if(u, result != RESULTS.successful)
         return field.readout(params, field.activation(u)), result
 
     return eqx.filter_vmap(one, in_axes=(0, None if initial is None else 0))(x, initial)
-
-
-def _limit(res: Array, tol: float | None) -> float:
-    return float(jnp.finfo(res.dtype).eps) ** 0.5 if tol is None else tol
 
 
 def _unsettled(res: Array) -> Any:

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import optimistix as optx
+from implicit_core.krylov import tree_norm as norm
 from jaxtyping import Array, Bool, Float, Inexact
 
 from ._diagnostics import is_holomorphic
 from ._ep_field import AbstractVectorField
-from ._misc import tree_sub, two_norm as norm
+from ._misc import tree_sub
 from ._solve import solve
 from ._solver import AbstractSolver
 
@@ -195,6 +196,18 @@ class Sample(eqx.Module):
         """Say whether the nudged dynamics are, at a complex state. If not, no nudge is small enough."""
         fn = self.map(beta)
         return is_holomorphic(lambda u, _: fn(u), u)
+
+
+def free_phase(field, params, x, y, start: Any, free: Settler, nudged: Settler, coordinates: Coordinates) -> Sample:
+    """Settle one sample without a nudge, from `start`."""
+    sample = Sample(field, params, x, y, start, nudged, coordinates)
+    return dataclasses.replace(sample, u0=run(free, sample.free_map, start))
+
+
+def limit(u0: Any, tol: float | None) -> Float[Array, ""]:
+    """Return the residual above which a phase counts as unsettled."""
+    size = norm(u0)
+    return (float(jnp.finfo(size.dtype).eps) ** 0.5 if tol is None else tol) * (1 + size)
 
 
 def _on_parts(operator: Callable[[Any], Any], v: Any) -> Any:

@@ -6,10 +6,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from implicit_core.krylov import real_dtype
 from jaxtyping import Array, Float, Int
 
 from ._batch import SampleFn, lanes
-from ._misc import real_dtype, tree_sub, tree_where
+from ._misc import tree_sub, tree_where
 from ._results import RESULTS
 from ._solver import AbstractSolver, SolverState
 
@@ -120,4 +121,17 @@ def _equation(root, residual, inputs):
     return tree_sub(fn(root, args)[0], root)
 
 
-run, equation = inspect.unwrap(_run), inspect.unwrap(_equation)
+def _equation_without_nan(root, residual, inputs):
+    # For samples that contribute nothing to a derivative: zero times the derivative at a NaN is a NaN, which reaches the
+    # gradient in all that the samples share. A sample that succeeded does not depend on a NaN.
+    fn, args, *rest = inputs
+    root, fn, args = without_nan((root, fn, args))
+    return _equation(root, residual, (fn, args, *rest))
+
+
+def without_nan(tree: Any) -> Any:
+    """Return `tree` with zeros in place of the NaNs, which then have no derivative."""
+    return jtu.tree_map(lambda x: jnp.where(jnp.isnan(x), 0, x) if eqx.is_inexact_array(x) else x, tree)
+
+
+run, equation, equation_without_nan = map(inspect.unwrap, (_run, _equation, _equation_without_nan))

@@ -8,11 +8,11 @@ import jax.random as jr
 import jax.tree_util as jtu
 import lineax as lx
 import optimistix as optx
+from implicit_core.krylov import stop_gradient
 from jaxtyping import Array, Float, PRNGKeyArray, Real
 
 from ._adjoints import Implicit, OneStep
 from ._anderson import Anderson
-from ._misc import stop_gradient
 from ._reversible import Reversible, ReversibleAdjoint
 from ._solution import Solution
 from ._solve import solve

@@ -8,12 +8,12 @@ import jax.random as jr
 import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
-from implicit_core.krylov import FGMRES, MINRES
+from implicit_core.krylov import FGMRES, MINRES, real_dtype, tree_norm
 from implicit_core.operators import AbstractOperator
 from jaxtyping import Array, Bool
 
-from ._batch import SampleOperator, dense, lanes, samples_tag
-from ._misc import real_dtype, tree_sub, two_norm
+from ._batch import SampleOperator, dense, lanes, samples_tag, zero_tag
+from ._misc import tree_sub
 
 
 MAX_DENSE = 64  # unknowns of a sample up to which its Jacobian is factorised
@@ -31,11 +31,13 @@ class SampleWise(lx.AbstractLinearSolver[State]):
     - Of a function that is not holomorphic the Jacobian is linear over the reals only: this is probed, by two products,
         and then the solver is given the operator on real and imaginary parts. With `holomorphic` it is an error.
     - The solution for a right-hand side of zero is zero, whatever the operator.
+    - With `zero` the solution of a system that is not solved is zero, which counts as a success.
     """
 
     inner: lx.AbstractLinearSolver | None
     samples: bool = eqx.field(static=True)
     holomorphic: bool = eqx.field(default=False, static=True)
+    zero: bool = eqx.field(default=False, static=True)
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> State:
         """Linearise the operator. See `lineax.AbstractLinearSolver.init`."""
@@ -95,13 +97,15 @@ class SampleWise(lx.AbstractLinearSolver[State]):
             if conjugated:
                 state, _ = inner.conj(state, {})
             x, result, stats = inner.compute(state, vector, {})
-            trivial = jnp.all(jnp.stack([jnp.all(leaf == 0) for leaf in jtu.tree_leaves(vector)]))
-            x = jtu.tree_map(lambda leaf: jnp.where(trivial, jnp.zeros_like(leaf), leaf), x)
-            return x, lx.RESULTS.where(trivial, lx.RESULTS.successful, result), stats
+            zero = _all(jtu.tree_map(lambda leaf: leaf == 0, vector))
+            if self.zero:
+                zero = zero | (result != lx.RESULTS.successful) | ~_all(jtu.tree_map(jnp.isfinite, x))
+            x = jtu.tree_map(lambda leaf: jnp.where(zero, jnp.zeros_like(leaf), leaf), x)
+            return x, lx.RESULTS.where(zero, lx.RESULTS.successful, result), stats
 
         if not self.samples:
             return one(operator, vector)
-        tags = frozenset(getattr(operator, "tags", frozenset())) - {samples_tag}
+        tags = frozenset(getattr(operator, "tags", frozenset())) - {samples_tag, zero_tag}
         x, results, stats = lanes(lambda v: one(SampleOperator(operator=operator, tags=tags), v))(vector)
         # One for all, that of the first sample that failed.
         worst = jnp.argmax(results != lx.RESULTS.successful)
@@ -122,6 +126,10 @@ class SampleWise(lx.AbstractLinearSolver[State]):
     def assume_full_rank(self) -> bool:
         """Return `True`: derivatives are those of a nonsingular system."""
         return True
+
+
+def _all(tree: Any) -> Bool[Array, ""]:
+    return jnp.all(jnp.stack([jnp.all(leaf) for leaf in jtu.tree_leaves(tree)]))
 
 
 class RealOperator(AbstractOperator):
@@ -188,7 +196,7 @@ def is_complex_linear(operator: lx.AbstractLinearOperator, like: Any) -> Bool[Ar
     times_i = lambda tree: jtu.tree_map(lambda leaf: 1j * leaf, tree)
     turned = times_i(operator.mv(v))
     eps = float(jnp.finfo(real_dtype(like)).eps)
-    return two_norm(tree_sub(operator.mv(times_i(v)), turned)) <= eps**0.5 * (two_norm(v) + two_norm(turned))
+    return tree_norm(tree_sub(operator.mv(times_i(v)), turned)) <= eps**0.5 * (tree_norm(v) + tree_norm(turned))
 
 
 def mixes_samples(operator: lx.AbstractLinearOperator, like: Any) -> Bool[Array, ""]:
@@ -199,4 +207,4 @@ def mixes_samples(operator: lx.AbstractLinearOperator, like: Any) -> Bool[Array,
     v = keep(random_like(like), jnp.asarray(chosen))
     product = operator.mv(v)
     eps = float(jnp.finfo(real_dtype(like)).eps)
-    return two_norm(keep(product, jnp.asarray(~chosen))) > eps**0.5 * two_norm(product)
+    return tree_norm(keep(product, jnp.asarray(~chosen))) > eps**0.5 * tree_norm(product)

@@ -5,11 +5,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from implicit_core.krylov import FGMRES
+from implicit_core.krylov import FGMRES, tree_axpy, tree_norm
 from jaxtyping import Array, Float, PyTree
 
 from ._linear import SampleWise
-from ._misc import tree_axpy, tree_sub, two_norm
+from ._misc import tree_sub
 from ._solver import AbstractSolver, Evaluation
 
 
@@ -51,7 +51,7 @@ class NewtonKrylov(AbstractSolver):
     restart: int = eqx.field(default=30, static=True)
     max_linear_steps: int = eqx.field(default=100, static=True)
     max_halvings: int = eqx.field(default=8, static=True)
-    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True, kw_only=True)
+    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=tree_norm, static=True, kw_only=True)
 
     def __check_init__(self):
         for name in ("restart", "max_linear_steps", "max_halvings"):
@@ -59,10 +59,10 @@ class NewtonKrylov(AbstractSolver):
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}")
 
     def _remember(self, y: Any) -> _Forcing:
-        return _Forcing(jnp.array(jnp.inf, two_norm(y).dtype))
+        return _Forcing(jnp.array(jnp.inf, tree_norm(y).dtype))
 
     def _next(self, fn: Callable[[Any, Any], Any], at: Evaluation, args: Any, memory: _Forcing) -> tuple[Any, _Forcing]:
-        size = two_norm(at.g)
+        size = tree_norm(at.g)
         # The first step has nothing to compare with: infinity makes the ratio zero, hence the 0.5.
         ratio = jnp.where(jnp.isfinite(memory.residual), 0.9 * (size / memory.residual) ** 2, 0.5)
         # A sample that is done waits for the others with nothing to solve for.
@@ -79,7 +79,7 @@ class NewtonKrylov(AbstractSolver):
     def _search(self, residual: Callable[[Any], Any], at: Evaluation, direction: Any, size: Array) -> Array:
         def falls(length):
             # Armijo's condition; a NaN does not meet it.
-            return two_norm(residual(tree_axpy(-length, direction, at.y))) <= (1 - 1e-4 * length) * size
+            return tree_norm(residual(tree_axpy(-length, direction, at.y))) <= (1 - 1e-4 * length) * size
 
         def go_on(carry):
             _length, count, found = carry

@@ -2,10 +2,10 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+from implicit_core.krylov import tree_axpy, tree_norm
 from jaxtyping import Array, Float, PyTree
 
 from ._custom_types import RealScalar
-from ._misc import tree_axpy, two_norm
 from ._solver import AbstractSolver, Evaluation
 
 
@@ -33,7 +33,7 @@ class Picard(AbstractSolver):
 
     rtol: float = 1e-6
     atol: float = 1e-8
-    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True, kw_only=True)
+    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=tree_norm, static=True, kw_only=True)
 
     def _remember(self, y: Any) -> None:
         del y
@@ -68,7 +68,7 @@ class Damped(AbstractSolver):
     tau: RealScalar = 0.5
     rtol: float = eqx.field(default=1e-6, kw_only=True)
     atol: float = eqx.field(default=1e-8, kw_only=True)
-    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True, kw_only=True)
+    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=tree_norm, static=True, kw_only=True)
 
     def __check_init__(self):
         if isinstance(self.tau, int | float) and not 0 < self.tau <= 1:

@@ -5,10 +5,11 @@ import diffrax as dfx
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from implicit_core.krylov import stop_gradient, tree_norm
 from jaxtyping import Array, Float, PyTree
 
 from ._linear import from_real, to_real
-from ._misc import stop_gradient, tree_sub, two_norm
+from ._misc import tree_sub
 from ._solver import AbstractSolver, Evaluation
 
 
@@ -43,7 +44,7 @@ class Relaxation(AbstractSolver):
     interval: float = 1.0
     accuracy: float = 1e-3
     max_inner_steps: int = eqx.field(default=1000, static=True)
-    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True, kw_only=True)
+    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=tree_norm, static=True, kw_only=True)
 
     def __check_init__(self):
         for name, value in (("interval", self.interval), ("accuracy", self.accuracy)):
@@ -66,7 +67,7 @@ class Relaxation(AbstractSolver):
         # distance of that size.
         count = sum(leaf.size for leaf in jtu.tree_leaves(at.y))
         eps = float(jnp.finfo(at.residual.dtype).eps)
-        sizes = (two_norm(stop_gradient(at.g)) + 10 * eps * two_norm(stop_gradient(at.y))) / count**0.5
+        sizes = (tree_norm(stop_gradient(at.g)) + 10 * eps * tree_norm(stop_gradient(at.y))) / count**0.5
         atol = jnp.where(at.done, 1.0, self.accuracy * sizes)
         solution = dfx.diffeqsolve(
             dfx.ODETerm(field),

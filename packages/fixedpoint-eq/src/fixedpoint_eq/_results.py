@@ -24,5 +24,6 @@ class RESULTS(implicit_core.RESULTS):  # pyright: ignore[reportGeneralTypeIssues
     nudge_too_large = (
         "The nudge of equilibrium propagation reaches beyond the radius within which the equilibrium is a holomorphic "
         "function of it: the states around the circle do not average to the free equilibrium. Use a smaller `beta`, or "
-        "more points."
+        "more points. Or the field is not holomorphic, and no `beta` is small enough: it must do without `conj`, `abs`, "
+        "`max`, `relu` and `sign`."
     )

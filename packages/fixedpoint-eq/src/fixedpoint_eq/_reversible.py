@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import optimistix as optx
+from implicit_core.krylov import stop_gradient, tree_norm
 from jaxtyping import Array, Float, Int, PyTree
 
 from ._batch import samples_tag
 from ._custom_types import RealScalar
 from ._iterate import run
-from ._misc import stop_gradient, tree_sub, tree_where, two_norm
+from ._misc import tree_sub, tree_where
 from ._solver import AbstractSolver, Evaluation
 
 
@@ -51,7 +52,7 @@ class Reversible(AbstractSolver):
     beta: RealScalar = 0.8
     rtol: float = eqx.field(default=1e-6, kw_only=True)
     atol: float = eqx.field(default=1e-8, kw_only=True)
-    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=two_norm, static=True, kw_only=True)
+    norm: Callable[[PyTree], Float[Array, ""]] = eqx.field(default=tree_norm, static=True, kw_only=True)
 
     def __check_init__(self):
         if isinstance(self.beta, int | float) and not 0 < self.beta < 1:

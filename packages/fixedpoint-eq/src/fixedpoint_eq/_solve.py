@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import optimistix as optx
 from implicit_core.certify import Certificate
+from implicit_core.krylov import stop_gradient
 from jaxtyping import Array
 
 from ._adjoints import Implicit, Unrolled
 from ._anderson import Anderson
-from ._batch import samples_tag
+from ._batch import samples_tag, zero_tag
 from ._contraction import Contraction
 from ._custom_types import Y
-from ._iterate import Progress, equation, run
-from ._misc import stop_gradient, tree_sub
+from ._iterate import Progress, equation, equation_without_nan, run
+from ._misc import tree_sub
 from ._newton_krylov import NewtonKrylov
 from ._results import RESULTS
 from ._solution import Solution
@@ -59,7 +60,11 @@ def solve(
         solver, or one for each sample, or a [`fixedpoint_eq.diagnostics.Contraction`][], which brings its own norm. Then
         the solution comes with a bound on its error, $\lVert f(z) - z\rVert / (1-\gamma)$, as its `certificate`.
     - `on_failure`: the derivative of a sample whose solve did not succeed, which `throw=False` lets pass: `"keep"` that
-        of the adjoint at the state that was found, `"zero"`, or `"nan"`.
+        of the adjoint at the state that was found, `"zero"`, or `"nan"`. With `"zero"` such a sample adds nothing to the
+        gradient in what the samples share either, even if there are NaNs in its own `args`; and one whose solve
+        succeeded but whose linear system in [`fixedpoint_eq.Implicit`][] or `ImplicitFP` was not solved is zero too,
+        where it raises an error otherwise. What remains: an infinity in `args`; a loss that is a NaN at `value`; and
+        `Unrolled` and `ReversibleAdjoint`, which differentiate through the NaN itself.
     - `keep_trace`: keep the residual of every step in `stats["trace"]`.
     - `tags`: Lineax tags of $\partial f/\partial z - I$, for instance `frozenset({lineax.symmetric_tag})`.
 
@@ -104,8 +109,11 @@ def _solve(fn, z0, args, solver, adjoint, batch_axis, max_steps, throw, contract
     map_fn = eqx.filter_closure_convert(map_fn, z0, args)
     if samples:
         tags = tags | {samples_tag}
+    zero = on_failure == "zero"
+    if zero and not throw:
+        tags = tags | {zero_tag}
     inputs = (map_fn, args, z0, solver, max_steps, samples, keep_trace)
-    value, (result, progress) = adjoint.apply(run, equation, inputs, tags)
+    value, (result, progress) = adjoint.apply(run, equation_without_nan if zero else equation, inputs, tags)
     result, progress = stop_gradient((result, progress))
     if on_failure != "keep":
         ok = result == RESULTS.successful
@@ -140,7 +148,9 @@ def _with_derivative_jvp(primals, tangents):
     def leaf(x, t):
         if t is None:
             return jnp.zeros_like(x)
-        return factor.astype(t.dtype).reshape(factor.shape + (1,) * (t.ndim - factor.ndim)) * t
+        scale = factor.reshape(factor.shape + (1,) * (t.ndim - factor.ndim))
+        # Zero times a NaN is none.
+        return jnp.where(scale == 0, 0, scale.astype(t.dtype) * t)
 
     tangent = jtu.tree_map(leaf, value, tangent, is_leaf=lambda t: t is None)
     return _with_derivative(source, value, factor), tangent

@@ -5,10 +5,11 @@ from typing import Any, Generic, TypeVar
 import equinox as eqx
 import jax.numpy as jnp
 import optimistix as optx
+from implicit_core.krylov import real_dtype, stop_gradient
 from jaxtyping import Array, Bool, Float
 
 from ._custom_types import Y
-from ._misc import real_dtype, stop_gradient, tree_sub, tree_where
+from ._misc import tree_sub, tree_where
 
 
 Memory = TypeVar("Memory")
