@@ -9,10 +9,12 @@ import lineax as lx
 import numpy as np
 import optimistix as optx
 
-from .protocol import OURS, Case, Goal, Method, compiled
+from .protocol import OURS, Case, Goal, Method, Row, compiled, named
 
 
 _TOL = 1e-6
+_GMRES_TOL = 1e-5  # Lineax's GMRES, split into parts in float32, breaks down at 1e-6 on some sizes
+_SPLIT = "optimistix FixedPointIteration, GMRES, split into parts"
 _SIDE = 316  # 99,856 unknowns
 
 
@@ -26,16 +28,14 @@ def cases(quick: bool) -> Iterator[Case]:
         # The worst of the three: of the coefficients a and c, and of the source b.
         return max(float(np.linalg.norm(v - e) / np.linalg.norm(e)) for v, e in zip(value, exact, strict=True))
 
-    goal = Goal(
-        "error at most 1e-4; less time and temporary memory than optimistix split into parts",
-        lambda rows: (
-            rows[0]["error"] <= 1e-4
-            and all(
-                rows[0][key] < row[key] for row in rows if "split" in row["method"] for key in ("seconds", "temp_bytes")
-            )
-        ),
-    )
+    goal = Goal("error at most 1e-4; less time and temporary memory than optimistix split into parts", _met)
     yield Case(f"FPE-10 complex field, {side} x {side}", _methods(arrays), error, goal)
+
+
+def _met(rows: list[Row]) -> bool:
+    split = named(rows, _SPLIT)
+    less = (split[key] is None or rows[0][key] < split[key] for key in ("seconds", "temp_bytes"))
+    return rows[0]["error"] <= 1e-4 and all(less)
 
 
 def _smooth(z, xp=jnp):
@@ -100,9 +100,9 @@ def _methods(arrays) -> list[Method]:
         return solve
 
     # Both stop at an absolute residual: the wanted relative one times the size of the solution, or of the cotangent.
-    solution, cotangent = (_TOL * float(np.linalg.norm(v)) for v in _solution(*arrays))
-    gmres = optx.ImplicitAdjoint(lx.GMRES(rtol=0.0, atol=cotangent, norm=optx.two_norm))
-    picard = optx.FixedPointIteration(rtol=0.0, atol=solution, norm=optx.two_norm)
+    solution, cotangent = (float(np.linalg.norm(v)) for v in _solution(*arrays))
+    gmres = optx.ImplicitAdjoint(lx.GMRES(rtol=0.0, atol=_GMRES_TOL * cotangent, norm=optx.two_norm))
+    picard = optx.FixedPointIteration(rtol=0.0, atol=_TOL * solution, norm=optx.two_norm)
 
     def whole(args):
         solution = optx.fixed_point(
@@ -124,6 +124,6 @@ def _methods(arrays) -> list[Method]:
         method("ours, default", OURS, ours(anderson, fpe.Implicit())),
         method("ours, holomorphic=True", OURS, ours(anderson, fpe.Implicit(holomorphic=True))),
         method("ours, the same Anderson for the adjoint", OURS, ours(anderson, fpe.ImplicitFP(anderson))),
-        method("optimistix FixedPointIteration, GMRES, split into parts", "optimistix", split),
+        method(_SPLIT, "optimistix", split),
         method("optimistix FixedPointIteration, GMRES, complex", "optimistix", whole),
     ]
