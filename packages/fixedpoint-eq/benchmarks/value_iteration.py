@@ -1,6 +1,6 @@
 """FPE-7: graph value iteration, trained on 20 to 49 states and tested on up to 200, with exact labels.
 
-    python -m benchmarks._gvi [--steps 1000] [--seeds 1] [--full]
+    python -m benchmarks.value_iteration    # at the paper's size: days on a CPU
 
 Three models with the same encoder and decoder, drawn from the same key, trained on the same batches:
 
@@ -8,13 +8,13 @@ Three models with the same encoder and decoder, drawn from the same key, trained
 - `CGS, paper`: gamma = 0.5, clipped logits over the out-degree, rows of senders;
 - `CGS, ours`: gamma = 0.9, softmax, rows of receivers, so that values flow along the edges.
 
-By default a reduced size and number of steps, for minutes on one core; `--full` is the paper's size and 5,000 steps of 64
-graphs.
+`python -m benchmarks` takes a reduced size and number of steps, for minutes on one core. The paper's size is 5,000 steps of
+64 graphs.
 """
 
-import argparse
 import functools as ft
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -24,6 +24,9 @@ import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 from fixedpoint_eq import graph as fg
+
+from .environment import version
+from .protocol import OURS, Row, say
 
 
 MODELS = {
@@ -66,7 +69,7 @@ def batches(draw, num_graphs: int, slots: tuple[int, int], *, seed: int, reuse: 
 
 
 def train(model, problems, steps: int, rate: float) -> tuple[Any, float]:
-    """Minimise the squared error with Adam, its rate falling by a cosine; return the model and seconds a step."""
+    """Minimise the squared error with Adam, its rate falling by a cosine; return the model and CPU seconds a step."""
 
     def loss(model, problem):
         square = (model(problem.graph) - problem.target) ** 2
@@ -89,9 +92,9 @@ def train(model, problems, steps: int, rate: float) -> tuple[Any, float]:
         model, moments = update(model, moments, problem, jnp.asarray(k, jnp.float32))
         if k == 0:
             jax.block_until_ready(moments)
-            start = time.perf_counter()
+            start = time.process_time()
     jax.block_until_ready(moments)
-    return model, (time.perf_counter() - start) / max(steps - 1, 1)
+    return model, (time.process_time() - start) / max(steps - 1, 1)
 
 
 def loose_labels(problem, discount: float = 0.9) -> np.ndarray:
@@ -106,45 +109,66 @@ def loose_labels(problem, discount: float = 0.9) -> np.ndarray:
             return values
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=None)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--graphs", type=int, default=8, help="test graphs of each kind")
-    parser.add_argument("--full", action="store_true")
-    options = parser.parse_args()
-    steps = options.steps or (5000 if options.full else 1000)
-    num_graphs, slots, reuse = (64, (2600, 18500), 32) if options.full else (16, (700, 5200), 4)
-    rate = 1e-3 if options.full else 3e-3
-    make = fg.CGS.value_iteration if options.full else ft.partial(small, (1, 1))
+def size(full: bool, quick: bool) -> tuple[int, int]:
+    """Return the number of steps and of seeds: the paper's, those of the page, or a few to see that it runs."""
+    if full:
+        return 5000, 3
+    return (20, 1) if quick else (400, 3)
 
+
+def rows(quick: bool = False, full: bool = False) -> Iterator[Row]:
+    """Yield a row for each model and test: the errors' means over the seeds."""
+    steps, seeds = size(full, quick)
+    num_graphs, slots, reuse = (64, (2600, 18500), 32) if full else (16, (700, 5200), 4)
+    rate = 1e-3 if full else 3e-3
+    make = fg.CGS.value_iteration if full else ft.partial(small, (1, 1))
     tests = {
-        name: fg.value_iteration_problem(jr.key(10_000 + k), options.graphs, **kwargs)
+        name: fg.value_iteration_problem(jr.key(10_000 + k), 8, **kwargs)
         for k, (name, kwargs) in enumerate(TESTS.items())
     }
-    error = max(float(np.max(np.abs(loose_labels(p) - p.target[:, 0]))) for p in tests.values())
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}; {steps} steps of {num_graphs} graphs, {rate=}")
-    print(f"labels that stop at changes of 1e-3 would be off by up to {error:.4f}; these are exact\n")
-    print(
-        "| model (parameters) | seed | ms a step | test | MAPE, % of label | MAPE, % of prediction | policy accuracy, % |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for seed in range(options.seeds):
-        for name, map in MODELS.items():
+    label_error = max(float(np.max(np.abs(loose_labels(p) - p.target[:, 0]))) for p in tests.values())
+    for name, map in MODELS.items():
+        found, seconds = {test: [] for test in tests}, []
+        for seed in range(seeds):
             problems = batches(fg.value_iteration_problem, num_graphs, slots, seed=seed, reuse=reuse)
-            model, seconds = train(make(map=map, key=jr.key(seed)), problems, steps, rate)
+            model, per_step = train(make(map=map, key=jr.key(seed)), problems, steps, rate)
+            seconds.append(per_step)
             for test, problem in tests.items():
                 prediction = eqx.filter_jit(model)(problem.graph)
-                by_label, by_prediction = (
-                    float(fg.mean_absolute_percentage_error(prediction, problem.target, relative_to=to))
-                    for to in ("target", "prediction")
-                )
+                mape = ft.partial(fg.mean_absolute_percentage_error, prediction, problem.target)
                 right = 100 * float(fg.policy_accuracy(problem, prediction))
-                print(
-                    f"| {name} ({count(model)}) | {seed} | {1e3 * seconds:.0f} | {test} | {by_label:.2f} | "
-                    f"{by_prediction:.2f} | {right:.1f} |",
-                    flush=True,
-                )
+                errors = float(mape(relative_to="target")), float(mape(relative_to="prediction"))
+                found[test].append((*errors, right))
+            say(f"FPE-7 {name}, seed {seed}: {found['200'][-1]}")
+        for test, values in found.items():
+            mean, deviation = np.mean(values, axis=0), np.std(values, axis=0)
+            yield {
+                "problem": f"FPE-7 gvi, {test}",
+                "method": name,
+                "distribution": OURS,
+                "version": version(OURS),
+                "parameters": count(model),
+                "error": float(mean[0]) / 100,
+                "mape_of_label": spread(mean[0], deviation[0]),
+                "mape_of_prediction": spread(mean[1], deviation[1]),
+                "policy_accuracy": spread(mean[2], deviation[2]),
+                "seconds": float(np.median(seconds)),
+                "steps": steps,
+                "seeds": seeds,
+                "by_seed": values,
+                "label_error": label_error,
+            }
+
+
+def spread(mean: float, deviation: float) -> str:
+    """Write a mean and a standard deviation over the seeds."""
+    return f"{mean:.2f} ± {deviation:.2f}"
+
+
+def main() -> None:
+    """Run at the paper's size, and print a row a line."""
+    for row in rows(full=True):
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ import jax.tree_util as jtu
 import numpy as np
 from fixedpoint_eq import RESULTS, ep
 
+from .environment import version
+from .protocol import OURS
+
 
 SIZES = (64, 64, 64, 10)
 BATCH = 50
@@ -109,6 +112,9 @@ def rows(methods, seeds, epochs=20, rate=None, gain=0.5, steps=150):
         yield {
             "problem": "FPE-6 ep-digits-90",
             "method": name,
+            "distribution": OURS,
+            "version": version(OURS),
+            "error": 1 - float(np.mean(final)) / 100,
             "rate": float(step),
             "accuracy": float(np.mean(final)),
             "deviation": float(np.std(final)),
