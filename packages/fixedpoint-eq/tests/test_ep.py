@@ -250,8 +250,8 @@ def test_float32(case):
 
 
 def test_batch_is_the_mean_of_its_samples(case):
-    whole, _ = case.run(ep.AsymEP(ep.Symmetric(0.1)))
-    one = lambda x, y: run(case.field, case.params, x, y, ep.AsymEP(ep.Symmetric(0.1)), free=TIGHT)[0]
+    whole, _ = case.run(ep.Dyadic(0.5))
+    one = lambda x, y: run(case.field, case.params, x, y, ep.Dyadic(jnp.array(0.5)), free=TIGHT)[0]
     parts = [one(case.x[i : i + 1], case.y[i : i + 1]) for i in range(3)]
     assert tree_allclose(whole, jtu.tree_map(lambda *leaves: sum(leaves) / 3, *parts), rtol=1e-10, atol=1e-14)
 
@@ -259,7 +259,7 @@ def test_batch_is_the_mean_of_its_samples(case):
 @pytest.mark.parametrize(
     ("free", "estimator"),
     [
-        (Anderson(rtol=1e-12, atol=1e-12), ep.AsymEP(ep.Cauchy(0.05, 4))),
+        (Anderson(rtol=1e-12, atol=1e-12, memory=2), ep.AsymEP(ep.Cauchy(0.05, 4))),
         (optx.FixedPointIteration(rtol=1e-12, atol=1e-12), ep.AsymEP(ep.Symmetric(2e-3))),
         (lambda fn, u: jax.lax.fori_loop(0, 150, lambda _, u: fn(u), u), ep.AsymEP(ep.Symmetric(2e-3))),
     ],
