@@ -126,5 +126,7 @@ def test_mixed_real_and_complex_leaves(getkey):
     z0 = {"c": jnp.zeros_like(b), "r": jnp.array(0.0)}
     value = lambda b: fpe.solve(fn, z0, (A, b), TIGHT).value["r"]
     direction = jr.normal(getkey(), b.shape, complex)
+    with pytest.raises(ValueError, match="complex in every leaf; got 1 of 2 leaves"):
+        jax.grad(lambda b: fpe.solve(fn, z0, (A, b), TIGHT, fpe.Implicit(holomorphic=True)).value["r"])(b)
     along = jnp.real(jnp.sum(jax.jit(jax.grad(value))(b) * direction))
     assert tree_allclose(along, finite_difference_jvp(value, (b,), (direction,)), rtol=1e-6)

@@ -175,6 +175,27 @@ def test_special_cases(getkey):
     np.testing.assert_allclose(ones.value[:6], 1, rtol=1e-11)
 
 
+def test_graphs_without_edges_and_without_nodes():
+    logits, bias = jnp.ones((2, HEADS)), jnp.ones((3, HEADS))
+
+    @eqx.filter_jit
+    def run(graph, logits):
+        def loss(bias):
+            solution = softmax(0.5).solve(logits, bias, graph)
+            return jnp.sum(solution.value**2), solution
+
+        return jax.grad(loss, has_aux=True)(bias)
+
+    gradient, solution = run(tuple_of(3, [], []), logits[:0])
+    np.testing.assert_array_equal(solution.value, bias)
+    np.testing.assert_array_equal(gradient, 2 * bias)
+    assert jnp.all(solution.result == RESULTS.successful)
+    # Beside one that has some.
+    _, solution = run(fg.batch([tuple_of(2, [0, 1], [1, 0]), tuple_of(0, [], []), tuple_of(1, [], [])]), logits)
+    np.testing.assert_allclose(solution.value, [[2.0] * HEADS, [2.0] * HEADS, [1.0] * HEADS], rtol=1e-11)
+    assert jnp.all(solution.result == RESULTS.successful)
+
+
 def test_personalised_pagerank(getkey):
     # A walker goes along a random out-edge with probability gamma, else back to `source`: the transpose of the map
     # that hears from senders, so its derivative.
