@@ -74,9 +74,9 @@ def test_constructors(make, match):
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: fpe.Picard(norm=2), "`norm` must be a function of a state; got 2"),
-        (lambda: fpe.Implicit("lu"), "`linear_solver` must be a Lineax solver or `None`; got 'lu'"),
-        (lambda: fpe.ImplicitFP(optx.FixedPointIteration(1e-6, 1e-6)), "`solver` must be a solver of this package"),
+        (lambda: fpe.Picard(norm=2), "`norm` must be a function of a state; got 2"),  # pyright: ignore[reportArgumentType]
+        (lambda: fpe.Implicit("lu"), "`linear_solver` must be a Lineax solver or `None`; got 'lu'"),  # pyright: ignore[reportArgumentType]
+        (lambda: fpe.ImplicitFP(optx.FixedPointIteration(1e-6, 1e-6)), "`solver` must be a solver of this package"),  # pyright: ignore[reportArgumentType]
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("untyped")
