@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
+import numpy as np
 import optimistix as optx
 import pytest
 from implicit_core.krylov import FGMRES
@@ -18,7 +19,8 @@ from stationary_testkit import (
 )
 
 
-TIGHT = fpe.Anderson(1e-12, 1e-13)
+# Picard's iteration makes for the smallest programs, and it takes no part in the derivatives.
+TIGHT = fpe.Picard(1e-13, 1e-14)
 layer = lambda z, args: jnp.tanh(z @ args[0].T + args[1])
 name = lambda adjoint: type(adjoint).__name__
 
@@ -37,6 +39,13 @@ def gradient(adjoint, W, x, *, solver: fpe.AbstractSolver = TIGHT, fn=layer, max
         return jnp.sum(jnp.sin(3 * solution.value))
 
     return eqx.filter_jit(eqx.filter_grad(loss))((W, x))
+
+
+@pytest.fixture(scope="module")
+def dense():
+    """A problem, and its gradient by a dense solve."""
+    W, x = problem(jr.key(0))
+    return (W, x), eqx.filter_jit(reference)(W, x)
 
 
 def reference(W, x):
@@ -59,14 +68,13 @@ EXACT = [
 
 
 @pytest.mark.parametrize("adjoint", EXACT, ids=name)
-def test_all_agree_with_the_dense_solve(adjoint, getkey):
-    W, x = problem(getkey())
-    solver = fpe.Picard(1e-13, 1e-13) if isinstance(adjoint, fpe.Unrolled) else TIGHT
-    assert tree_allclose(gradient(adjoint, W, x, solver=solver), reference(W, x), rtol=1e-7, atol=1e-9)
+def test_all_agree_with_the_dense_solve(adjoint, dense):
+    (W, x), expected = dense
+    assert tree_allclose(gradient(adjoint, W, x), expected, rtol=1e-7, atol=1e-9)
 
 
-def test_reversible_is_the_gradient_of_what_was_computed(getkey):
-    W, x = problem(getkey())
+def test_reversible_is_the_gradient_of_what_was_computed(dense):
+    (W, x), expected = dense
     solver = fpe.Reversible(0.6, rtol=0.0, atol=0.0)
 
     def by_hand(args):
@@ -80,7 +88,7 @@ def test_reversible_is_the_gradient_of_what_was_computed(getkey):
     assert tree_allclose(ours, jax.jit(jax.grad(by_hand))((W, x)), rtol=1e-9)
     # Samples that stop at different steps.
     converged = gradient(fpe.ReversibleAdjoint(), W, x, solver=fpe.Reversible(0.6, rtol=1e-9, atol=1e-9))
-    assert tree_allclose(converged, reference(W, x), rtol=1e-5, atol=1e-6)
+    assert tree_allclose(converged, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_reversible_gradient_of_a_sample_that_diverged():
@@ -143,18 +151,16 @@ def test_scalar_closed_form():
     assert tree_allclose(dz, s / (1 - 0.7 * s), rtol=1e-9)
 
 
-def test_captured_arrays_have_a_derivative(getkey):
-    W, x = problem(getkey())
-    captured = jax.grad(
-        lambda W: jnp.sum(fpe.solve(lambda z, x: layer(z, (W, x)), jnp.zeros_like(x), x, TIGHT, batch_axis=0).value)
-    )(W)
-    passed = jax.grad(lambda W: jnp.sum(fpe.solve(layer, jnp.zeros_like(x), (W, x), TIGHT, batch_axis=0).value))(W)
-    assert tree_allclose(captured, passed, rtol=1e-9)
+def test_captured_arrays_have_a_derivative(dense):
+    (W, x), expected = dense
+    loss = lambda fn, args: jnp.sum(jnp.sin(3 * fpe.solve(fn, jnp.zeros_like(x), args, TIGHT, batch_axis=0).value))
+    captured = jax.jit(jax.grad(lambda W: loss(lambda z, x: layer(z, (W, x)), x)))(W)
+    assert tree_allclose(captured, expected[0], rtol=1e-7)
 
 
 @pytest.mark.parametrize("adjoint", [fpe.Implicit(), fpe.ImplicitFP(fpe.Anderson(1e-9, 1e-9))], ids=name)
 def test_tolerance_is_relative_to_the_cotangent(adjoint, getkey):
-    W, x = problem(getkey(), n=80, batch=2, norm=0.95)
+    W, x = problem(getkey(), n=70, batch=2, norm=0.9)
 
     @jax.jit
     def scaled(W, scale):
@@ -176,9 +182,14 @@ def test_quality_at_twenty_products(getkey):
     k1, k2 = jr.split(getkey())
     W = jr.normal(k1, (128, 128))
     W = W + W.T
-    W, x = 0.97 * W / jnp.linalg.norm(W, 2), 0.2 * jr.normal(k2, (4, 128))
-    exact = gradient(fpe.Implicit(FGMRES(rtol=1e-12)), W, x)[0]
-    error = lambda adjoint: jnp.linalg.norm(gradient(adjoint, W, x)[0] - exact) / jnp.linalg.norm(exact)
+    W, x = 0.97 * W / jnp.linalg.norm(W, 2), 0.2 * jr.normal(k2, (2, 128))
+    solver = fpe.Anderson(1e-12, 1e-13)
+    z = np.asarray(fpe.solve(layer, jnp.zeros_like(x), (W, x), solver, batch_axis=0).value)
+    slopes, c = 1 - z**2, 3 * np.cos(3 * z)
+    multipliers = [np.linalg.solve(np.eye(128) - (s[:, None] * W).T, r) for s, r in zip(slopes, c, strict=True)]
+    exact = (slopes * multipliers).T @ z
+    relative = lambda W: np.linalg.norm(W - exact) / np.linalg.norm(exact)
+    error = lambda adjoint: relative(gradient(adjoint, W, x, solver=solver)[0])
     krylov = error(fpe.Implicit(FGMRES(rtol=1e-12, max_steps=20, mode="soft")))
     neumann = error(fpe.Neumann(20))
     assert krylov <= 2e-4
@@ -200,27 +211,26 @@ def test_memory_is_not_that_of_the_whole_batch():
 
 
 def test_a_stalled_adjoint_raises(getkey):
-    W, x = problem(getkey(), norm=0.99)
-    for adjoint in (fpe.Implicit(FGMRES(rtol=1e-12, max_steps=1)), fpe.ImplicitFP(max_steps=2)):
+    W, x = problem(getkey(), norm=0.9)
+    for adjoint in (fpe.Implicit(FGMRES(rtol=1e-12, max_steps=1)), fpe.ImplicitFP(fpe.Picard(), max_steps=2)):
         with pytest.raises(eqx.EquinoxRuntimeError):
             jax.block_until_ready(gradient(adjoint, W, x))
-    soft = gradient(fpe.ImplicitFP(max_steps=2, mode="soft"), W, x)
+    soft = gradient(fpe.ImplicitFP(fpe.Picard(), max_steps=2, mode="soft"), W, x)
     assert all(jnp.all(jnp.isfinite(leaf)) for leaf in soft)
 
 
-def test_adjoints_run_in_optimistix(getkey):
-    W, x = problem(getkey(), batch=1)
-    expected = gradient(fpe.Implicit(), W, x)[1][0]
-    for adjoint in (fpe.Implicit(), fpe.ImplicitFP(fpe.Anderson(1e-12, 1e-13)), fpe.Neumann(150)):
+def test_adjoints_run_in_optimistix(dense):
+    (W, x), expected = dense
+    for adjoint in (fpe.Implicit(), fpe.ImplicitFP(fpe.Picard(1e-12, 1e-13)), fpe.Neumann(150)):
         loss = lambda x, adjoint=adjoint: jnp.sum(
             jnp.sin(3 * optx.fixed_point(layer, TIGHT, jnp.zeros_like(x), (W, x), adjoint=adjoint).value)
         )
-        assert tree_allclose(jax.grad(loss)(x[0]), expected, rtol=1e-7, atol=1e-9)
+        assert tree_allclose(jax.jit(jax.grad(loss))(x[0]), expected[1][0], rtol=1e-7, atol=1e-9)
 
 
 def test_what_cannot_be_combined_is_refused():
     halve = lambda z, a: 0.5 * z + a
     with pytest.raises(TypeError, match="cannot be unrolled"):
         fpe.solve(halve, jnp.ones(2), 1.0, fpe.NewtonKrylov(), fpe.Unrolled())
-    with pytest.raises(ValueError, match="`ReversibleAdjoint` needs"):
+    with pytest.raises(ValueError, match=r"`ReversibleAdjoint` needs .*; got the solver `Picard`"):
         fpe.solve(halve, jnp.ones(2), 1.0, fpe.Picard(), fpe.ReversibleAdjoint())

@@ -4,6 +4,7 @@ import equinox as eqx
 import fixedpoint_eq as fpe
 import jax
 import jax.numpy as jnp
+import optimistix as optx
 import pytest
 from fixedpoint_eq import RESULTS
 
@@ -52,14 +53,42 @@ def test_static_errors(kwargs, error, match):
         (lambda: fpe.Anderson(mixing=0.0), "`mixing`"),
         (lambda: fpe.Anderson(ridge=-1.0), "`ridge`"),
         (lambda: fpe.Damped(0.0), "`tau`"),
+        (lambda: fpe.Broyden(memory=0), "`memory`"),
+        (lambda: fpe.NewtonKrylov(restart=0), "`restart`"),
+        (lambda: fpe.NewtonKrylov(max_halvings=0), "`max_halvings`"),
+        (lambda: fpe.Relaxation(interval=0.0), "`interval` must be positive; got 0.0"),
+        (lambda: fpe.Relaxation(accuracy=-1.0), "`accuracy`"),
+        (lambda: fpe.Reversible(1.0), "`beta` must be in"),
+        (lambda: fpe.ImplicitFP(mode="firm"), '`mode` must be "strict" or "soft"; got \'firm\''),  # pyright: ignore[reportArgumentType]
         (lambda: fpe.Neumann(0), "`num_terms`"),
         (lambda: fpe.Phantom(0), "`num_steps`"),
         (lambda: fpe.ImplicitFP(max_steps=0), "`max_steps`"),
     ],
 )
+@pytest.mark.usefixtures("untyped")
 def test_constructors(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: fpe.Picard(norm=2), "`norm` must be a function of a state; got 2"),  # pyright: ignore[reportArgumentType]
+        (lambda: fpe.Implicit("lu"), "`linear_solver` must be a Lineax solver or `None`; got 'lu'"),  # pyright: ignore[reportArgumentType]
+        (lambda: fpe.ImplicitFP(optx.FixedPointIteration(1e-6, 1e-6)), "`solver` must be a solver of this package"),  # pyright: ignore[reportArgumentType]
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("untyped")
+def test_kinds(make, match):
+    with pytest.raises(TypeError, match=match):
+        make()
+
+
+def test_results_say_what_to_do():
+    assert "not holomorphic" in RESULTS[RESULTS.nudge_too_large]
+    for member in (RESULTS.free_phase_unsettled, RESULTS.nudged_phase_unsettled, RESULTS.nudge_too_large):
+        assert "Use a smaller" in RESULTS[member] or "use a smaller" in RESULTS[member]
 
 
 @pytest.mark.usefixtures("untyped")

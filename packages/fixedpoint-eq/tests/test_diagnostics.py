@@ -126,9 +126,13 @@ def test_bad_input():
         jax.block_until_ready(diagnostics.perron_contraction(-jnp.ones((2, 2))).factor)
     with pytest.raises(ValueError, match="`num_steps`"):
         diagnostics.spectral_radius(affine, jnp.ones(2), jnp.eye(2), num_steps=0)
-    with pytest.raises(TypeError, match="`z` must be real"):
+    with pytest.raises(ValueError, match="`batch_axis` must be 0 or `None`; got 1"):
+        diagnostics.spectral_radius(affine, jnp.ones(2), jnp.eye(2), batch_axis=1)
+    with pytest.raises(TypeError, match="for real states; got a complex one"):
+        diagnostics.contraction(affine, jnp.ones(2, complex), jnp.eye(2, dtype=complex), norm="infinity")
+    with pytest.raises(TypeError, match="`z` must be real; got leaves of complex128"):
         diagnostics.asymmetry(affine, jnp.ones(2, complex), jnp.eye(2, dtype=complex))
-    with pytest.raises(TypeError, match="`z` must be complex"):
+    with pytest.raises(TypeError, match="`z` must be complex in every leaf; got leaves of float64"):
         diagnostics.is_holomorphic(affine, jnp.ones(2), jnp.eye(2))
     with pytest.raises(ValueError, match="one number for each"):
         diagnostics.layer_contraction([jnp.eye(2)], [1.0, 1.0])

@@ -1,5 +1,7 @@
 """Equilibrium propagation against the identities of section 1 of the specification, and closed forms."""
 
+import functools as ft
+
 import equinox as eqx
 import jax
 import jax.flatten_util as jfu
@@ -250,8 +252,8 @@ def test_float32(case):
 
 
 def test_batch_is_the_mean_of_its_samples(case):
-    whole, _ = case.run(ep.AsymEP(ep.Symmetric(0.1)))
-    one = lambda x, y: run(case.field, case.params, x, y, ep.AsymEP(ep.Symmetric(0.1)), free=TIGHT)[0]
+    whole, _ = case.run(ep.Dyadic(0.5))
+    one = lambda x, y: run(case.field, case.params, x, y, ep.Dyadic(jnp.array(0.5)), free=TIGHT)[0]
     parts = [one(case.x[i : i + 1], case.y[i : i + 1]) for i in range(3)]
     assert tree_allclose(whole, jtu.tree_map(lambda *leaves: sum(leaves) / 3, *parts), rtol=1e-10, atol=1e-14)
 
@@ -259,7 +261,7 @@ def test_batch_is_the_mean_of_its_samples(case):
 @pytest.mark.parametrize(
     ("free", "estimator"),
     [
-        (Anderson(rtol=1e-12, atol=1e-12), ep.AsymEP(ep.Cauchy(0.05, 4))),
+        (Anderson(rtol=1e-12, atol=1e-12, memory=2), ep.AsymEP(ep.Cauchy(0.05, 4))),
         (optx.FixedPointIteration(rtol=1e-12, atol=1e-12), ep.AsymEP(ep.Symmetric(2e-3))),
         (lambda fn, u: jax.lax.fori_loop(0, 150, lambda _, u: fn(u), u), ep.AsymEP(ep.Symmetric(2e-3))),
     ],
@@ -302,6 +304,9 @@ def test_scalar_closed_form_within_the_radius():
 def test_nudge_beyond_the_radius_is_flagged():
     _, info = scalar(2.0, 4, ep.Settle(max_steps=200))
     assert np.all(info.result != RESULTS.successful)
+    grads, info = scalar(1e300, 4, ep.Settle(max_steps=200))
+    assert np.all(info.result == RESULTS.nonfinite)
+    assert np.all(ravel(grads) == 0)
     # A solver that finds unstable equilibria too leaves no residual: only the mean over the circle tells.
     _, info = scalar(2.0, 4, affine)
     assert np.all(info.residual_nudged < 1e-12)
@@ -436,14 +441,15 @@ def test_bad_choices(make, message):
 def test_bad_arguments(case):
     with pytest.raises(TypeError, match="`inner`"):
         ep.AsymEP(ep.RBP())
-    for kwargs, error, message in (
-        (dict(estimator=ep.AsymEP(ep.Symmetric(0.1))), TypeError, "`Cauchy`, or `AsymEP` around one; got `Symmetric`"),
-        (dict(estimator=ep.Cauchy(0.1, 3)), ValueError, "even number of points; got 3"),
-        (dict(tail=0.0), ValueError, "`tail`"),
-        (dict(num_bisections=0), ValueError, "`num_bisections`"),
-    ):
-        with pytest.raises(error, match=message):
-            diagnostics.nudge_radius(case.field, case.params, case.x, case.y, **kwargs)
+    look = ft.partial(diagnostics.nudge_radius, case.field, case.params, case.x, case.y)
+    with pytest.raises(TypeError, match="`Cauchy`, or `AsymEP` around one; got `Symmetric`"):
+        look(ep.AsymEP(ep.Symmetric(0.1)))
+    with pytest.raises(ValueError, match="even number of points; got 3"):
+        look(ep.Cauchy(0.1, 3))
+    with pytest.raises(ValueError, match="`tail`"):
+        look(tail=0.0)
+    with pytest.raises(ValueError, match="`num_bisections`"):
+        look(num_bisections=0)
     with pytest.raises(ValueError, match="batch axis"):
         ep.gradient(case.field, case.params, case.x, case.y[:2], ep.RBP())
     # By us, or by the run-time checker of the tests.

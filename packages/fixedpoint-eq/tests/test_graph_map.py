@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fixedpoint_eq import RESULTS, graph as fg
 from implicit_core.krylov import FGMRES
-from stationary_testkit import finite_difference_jvp, max_live_bytes, vjp_matches_jvp
+from stationary_testkit import finite_difference_jvp, max_live_bytes
 
 
 HEADS = 3
@@ -147,12 +147,16 @@ def test_linear_solvers_leave_little_to_do(solver, getkey):
 def test_activation(getkey):
     map = fg.ContractingMap(0.7, "softmax", jnp.tanh)
     args, tangents = parameters(getkey()), parameters(getkey())
-    value = lambda logits, bias: map.solve(logits, bias, PAIR, fg.Picard(rtol=1e-14)).value
-    h = jax.jit(value)(*args)
+    value = jax.jit(lambda logits, bias: map.solve(logits, bias, PAIR, fg.Picard(rtol=1e-14)).value)
+    h = value(*args)
     np.testing.assert_allclose(h, jnp.tanh(map.operator(args[0], PAIR, NODES).apply(h) + args[1]), atol=1e-13)
-    jvp = jax.jit(lambda *args: jax.jvp(value, args, tangents)[1])
-    np.testing.assert_allclose(jvp(*args), finite_difference_jvp(jax.jit(value), args, tangents), atol=1e-8)
-    assert vjp_matches_jvp(value, args, key=getkey(), rtol=1e-9)
+    weight = jr.normal(getkey(), h.shape)
+    push = lambda *args: jax.jvp(value, args, tangents)[1]
+    pull = lambda *args: jax.grad(lambda args: jnp.sum(weight * value(*args)))(args)
+    pushed, pulled = jax.jit(lambda *args: (push(*args), pull(*args)))(*args)
+    np.testing.assert_allclose(pushed, finite_difference_jvp(value, args, tangents), atol=1e-8)
+    along = sum(jnp.sum(a * b) for a, b in zip(pulled, tangents, strict=True))
+    np.testing.assert_allclose(along, jnp.sum(weight * pushed), rtol=1e-9)
     with pytest.raises(ValueError, match="`solver` must be a `Picard`"):
         map.solve(*args, PAIR, FGMRES())
 
@@ -171,6 +175,27 @@ def test_special_cases(getkey):
     np.testing.assert_allclose(ones.value[:6], 1, rtol=1e-11)
 
 
+def test_graphs_without_edges_and_without_nodes():
+    logits, bias = jnp.ones((2, HEADS)), jnp.ones((3, HEADS))
+
+    @eqx.filter_jit
+    def run(graph, logits):
+        def loss(bias):
+            solution = softmax(0.5).solve(logits, bias, graph)
+            return jnp.sum(solution.value**2), solution
+
+        return jax.grad(loss, has_aux=True)(bias)
+
+    gradient, solution = run(tuple_of(3, [], []), logits[:0])
+    np.testing.assert_array_equal(solution.value, bias)
+    np.testing.assert_array_equal(gradient, 2 * bias)
+    assert jnp.all(solution.result == RESULTS.successful)
+    # Beside one that has some.
+    _, solution = run(fg.batch([tuple_of(2, [0, 1], [1, 0]), tuple_of(0, [], []), tuple_of(1, [], [])]), logits)
+    np.testing.assert_allclose(solution.value, [[2.0] * HEADS, [2.0] * HEADS, [1.0] * HEADS], rtol=1e-11)
+    assert jnp.all(solution.result == RESULTS.successful)
+
+
 def test_personalised_pagerank(getkey):
     # A walker goes along a random out-edge with probability gamma, else back to `source`: the transpose of the map
     # that hears from senders, so its derivative.
@@ -178,8 +203,8 @@ def test_personalised_pagerank(getkey):
     map = fg.ContractingMap(0.85, "softmax")
     logits = jnp.zeros((7, 1))
     source = jnp.array([0.0, 0, 0, 1, 0])[:, None]
-    _, pull = jax.vjp(lambda b: map.solve(logits, b, graph).value, source)
-    (rank,) = pull(0.15 * source)
+    pull = jax.jit(jax.grad(lambda b: jnp.sum(0.15 * source * map.solve(logits, b, graph).value)))
+    rank = pull(source)
     walk = np.array([[0, 0.5, 0.5, 0, 0], [0, 0, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0.5, 0, 0, 0.5], [1, 0, 0, 0, 0]])
     power = np.asarray(source[:, 0])
     for _ in range(400):

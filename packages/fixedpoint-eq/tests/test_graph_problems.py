@@ -94,7 +94,11 @@ def test_diffusion_on_a_line():
         (lambda key: fg.pore_network_problem(key, face_depth=1e-9), "100 draws of .* had none within `face_depth`"),
         (lambda _: fg.diffusion_potential([0, 2], [1, 3], [1.0, 1.0], [1, 0, 0, 0], [1.0, 0, 0, 0]),
          "`held` must have a node in every connected part.*2 of 4 nodes in 1 part.*node 2"),
+        (lambda _: fg.diffusion_potential([0], [1], [1.0], [0, 0], [1.0, 0.0]), "`held` must have .*2 of 2 nodes"),
         (lambda _: fg.diffusion_potential([0], [1], [0.0], [1, 0], [1.0, 0.0]), "`conductance` must be positive"),
+        (lambda _: fg.diffusion_potential([0], [1, 0], [1.0], [1, 0], [1.0, 0.0]), "one entry for each link"),
+        (lambda _: fg.diffusion_potential([0], [1], [1.0], [1, 0], [1.0]), "one entry for each node"),
+        (lambda _: fg.diffusion_potential([0], [2], [1.0], [1, 0], [1.0, 0.0]), "must be from 0 to 1"),
         (lambda _: fg.mean_absolute_percentage_error(jnp.ones((1, 1)), jnp.ones((1, 1)), relative_to="x"),
          "`relative_to` must be"),
         (lambda _: fg.CGS(None, fg.ContractingMap(), None, readout="max"), "`readout` must be"),  # pyright: ignore[reportArgumentType]

@@ -78,7 +78,7 @@ class Anderson(AbstractSolver):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}")
         if isinstance(self.mixing, int | float) and self.mixing == 0:
-            raise ValueError("`mixing` must not be zero")
+            raise ValueError(f"`mixing` must not be zero; got {self.mixing}")
         if isinstance(self.ridge, int | float) and not self.ridge >= 0:
             raise ValueError(f"`ridge` must be non-negative; got {self.ridge}")
 

@@ -97,7 +97,7 @@ def contraction(
         largest = jnp.linalg.eigvalsh((matrix + matrix.T) / 2)[-1]
         return Contraction(largest, "the 2-norm", "estimated", (*local, "the factor is a one-sided one"))
     if any(map(jnp.iscomplexobj, jtu.tree_leaves(z))):
-        raise TypeError('`norm="infinity"` is for real states; use "two" or "one-sided"')
+        raise TypeError('`norm="infinity"` is for real states; got a complex one; use "two" or "one-sided"')
     factor, weights = _perron(jnp.abs(matrix))
     return Contraction(factor, "the weighted infinity norm", "estimated", local, weights)
 

@@ -118,6 +118,10 @@ def _arnoldi(operator: lx.AbstractLinearOperator, num_steps: int, key: PRNGKeyAr
     return SpectralRadius(jnp.abs(values[first]), error, values[first], values)
 
 
+def _dtypes(z: Any) -> str:
+    return ", ".join(str(jnp.result_type(leaf)) for leaf in jtu.tree_leaves(z))
+
+
 class Asymmetry(eqx.Module):
     r"""The size of the antisymmetric and symmetric parts of a Jacobian, $A = (J - J^\top)/2$ and $S = (J + J^\top)/2$.
 
@@ -159,7 +163,7 @@ def asymmetry(
         ```
     """
     if any(map(jnp.iscomplexobj, jtu.tree_leaves(z))):
-        raise TypeError("`z` must be real")
+        raise TypeError(f"`z` must be real; got leaves of {_dtypes(z)}")
     fn, z, args = stop_gradient((fn, z, args))
     operator = jacobian(lambda z: fn(z, args), z)
     flat, unravel = jfu.ravel_pytree(z)
@@ -232,6 +236,6 @@ def is_holomorphic(fn: Callable[[Any, Any], Any], z: Any, args: Any = None) -> B
         ```
     """
     if not all(map(jnp.iscomplexobj, jtu.tree_leaves(z))):
-        raise TypeError("`z` must be complex")
+        raise TypeError(f"`z` must be complex in every leaf; got leaves of {_dtypes(z)}")
     fn, z, args = stop_gradient((fn, z, args))
     return is_complex_linear(jacobian(lambda z: fn(z, args), z), z)

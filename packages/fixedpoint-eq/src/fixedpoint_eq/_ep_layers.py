@@ -168,7 +168,9 @@ class Conv(AbstractConnection):
 
     def __check_init__(self):
         if self.feedback and (self.bias or self.pre is None):
-            raise ValueError("`feedback` must come from a layer, and has no `bias`")
+            raise ValueError(
+                f"`feedback` must come from a layer, and has no `bias`; got pre={self.pre} and bias={self.bias}"
+            )
 
     def init(
         self, pre_shape: tuple[int, ...], post_shape: tuple[int, ...], gain: float, dtype: Any, key: PRNGKeyArray

@@ -145,7 +145,10 @@ class ContractingMap(eqx.Module):
         recipe = solver if isinstance(solver, Picard) else Picard()
         inner = None if isinstance(solver, Picard) else solver
         if inner is not None and self.activation is not None:
-            raise ValueError("`solver` must be a `Picard` for a map with an `activation`, which is not linear")
+            raise ValueError(
+                "`solver` must be a `Picard` for a map with an `activation`, which is not linear; got "
+                f"{type(solver).__name__}"
+            )
         phi = self.activation or (lambda x: x)
         operator = self.operator(logits, graph, bias.shape[0])
         rest = jax.lax.stop_gradient(eqx.tree_at(lambda op: op.values, operator, jnp.zeros((), bias.dtype)))

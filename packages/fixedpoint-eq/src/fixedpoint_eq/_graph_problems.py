@@ -216,6 +216,17 @@ def diffusion_potential(
     sparse, csgraph = _scipy("sparse"), _scipy("sparse.csgraph")
     senders, receivers, held = np.asarray(senders), np.asarray(receivers), np.asarray(held, bool)
     k, values = np.asarray(conductance, np.float64), np.asarray(values, np.float64)
+    if not senders.shape == receivers.shape == k.shape or k.ndim != 1:
+        raise ValueError(
+            "`senders`, `receivers` and `conductance` must have one entry for each link; got shapes "
+            f"{senders.shape}, {receivers.shape} and {k.shape}"
+        )
+    if held.shape != values.shape or held.ndim != 1:
+        raise ValueError(
+            f"`held` and `values` must have one entry for each node; got shapes {held.shape} and {values.shape}"
+        )
+    if any(np.any((ends < 0) | (ends >= len(held))) for ends in (senders, receivers)):
+        raise ValueError(f"`senders` and `receivers` must be from 0 to {len(held) - 1}, the nodes of `held`")
     if not np.all(k > 0) or not np.all(np.isfinite(k)):
         raise ValueError("`conductance` must be positive and finite; got " + str(k[~((k > 0) & np.isfinite(k))][:3]))
     n = len(held)

@@ -62,7 +62,9 @@ class SampleWise(lx.AbstractLinearSolver[State]):
         if not any(kinds):
             return self._solve(inner, operator, vector, transposed, conjugated)
         if self.holomorphic and not all(kinds):
-            raise ValueError("`holomorphic=True` is for states that are complex in every leaf")
+            raise ValueError(
+                f"`holomorphic=True` is for states that are complex in every leaf; got {sum(kinds)} of {len(kinds)} leaves"
+            )
 
         def over_reals():
             # JAX's transpose belongs to the pairing Re(x y), that of the parts to Re(conj(x) y).

@@ -100,7 +100,8 @@ class ReversibleAdjoint(optx.AbstractAdjoint):
         """See `optimistix.AbstractAdjoint.apply`."""
         del rewrite_fn
         if primal_fn is not run or not isinstance(inputs[3], Reversible):
-            raise ValueError("`ReversibleAdjoint` needs `fixedpoint_eq.solve` with the solver `Reversible`")
+            got = "another driver" if primal_fn is not run else f"the solver `{type(inputs[3]).__name__}`"
+            raise ValueError(f"`ReversibleAdjoint` needs `fixedpoint_eq.solve` with the solver `Reversible`; got {got}")
         fn, args, y0, solver, *rest = inputs
         lax_loop = lambda cond, body, init, max_steps: eqxi.while_loop(
             cond, body, init, max_steps=max_steps, kind="lax"
