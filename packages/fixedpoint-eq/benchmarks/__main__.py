@@ -57,6 +57,7 @@ def main() -> int:
     """Parse the options, run the families one after the other, print the page and write the files."""
     options = _parser().parse_args()
     wanted = options.only.split(",") if options.only else [f for f in FAMILIES if options.slow or f not in SLOW]
+    wanted = [] if options.page else wanted
     unknown = [family for family in wanted if family not in FAMILIES]
     if unknown:
         sys.exit(f"benchmarks: unknown {', '.join(unknown)}; choose from {', '.join(FAMILIES)}")
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=7, help="rounds of timing (default 7)")
     parser.add_argument("--quick", action="store_true", help="one round, one draw, few steps; writes no file by itself")
     parser.add_argument("--slow", action="store_true", help=f"run {', '.join(SLOW)} too, which takes half an hour")
+    parser.add_argument("--page", action="store_true", help="run nothing: write the page from the recorded rows")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the rows here, not to results.json")
     parser.add_argument("--markdown", type=pathlib.Path, metavar="FILE", help="write the page here, not to docs/")
     return parser

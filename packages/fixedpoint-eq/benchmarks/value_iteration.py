@@ -109,16 +109,9 @@ def loose_labels(problem, discount: float = 0.9) -> np.ndarray:
             return values
 
 
-def size(full: bool, quick: bool) -> tuple[int, int]:
-    """Return the number of steps and of seeds: the paper's, those of the page, or a few to see that it runs."""
-    if full:
-        return 5000, 3
-    return (20, 1) if quick else (400, 3)
-
-
 def rows(quick: bool = False, full: bool = False) -> Iterator[Row]:
     """Yield a row for each model and test: the errors' means over the seeds."""
-    steps, seeds = size(full, quick)
+    steps, seeds = (5000, 3) if full else (20, 1) if quick else (300, 3)
     num_graphs, slots, reuse = (64, (2600, 18500), 32) if full else (16, (700, 5200), 4)
     rate = 1e-3 if full else 3e-3
     make = fg.CGS.value_iteration if full else ft.partial(small, (1, 1))
