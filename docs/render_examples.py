@@ -10,6 +10,7 @@ import pathlib
 import sys
 import time
 
+import jax
 import matplotlib
 
 
@@ -41,6 +42,8 @@ def split(source: str) -> list[tuple[str, str]]:
 def render(path: pathlib.Path) -> str:
     """Run one script block by block; return its page."""
     page: list[str] = []
+    # A page may switch double precision on; the next one begins as a fresh program does.
+    jax.config.update("jax_enable_x64", False)
     names: dict = {"__name__": "__main__", "__file__": str(path)}
     for number, (kind, text) in enumerate(split(path.read_text())):
         if kind == "prose":

@@ -44,7 +44,7 @@ for name, (_, info) in results.items():
 figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
 gradients = {name: grads for name, (grads, _) in results.items() if name != "AsymEP, two nudges"}
 plot.gradient_scatter(gradients, true, ax=axes[0])
-plot.alignment({name: info for name, (_, info) in results.items()}, ax=axes[1]).legend(loc="lower right")
+plot.alignment({name: info for name, (_, info) in results.items()}, ax=axes[1])
 
 # EP is off whatever the nudge, because its response goes through the Jacobian and the gradient needs the transpose: the
 # bias is $-2 J^{-1} A\,\delta$ with $A$ the antisymmetric part. AsymEP turns the nudged dynamics into the transposed one,

@@ -73,7 +73,7 @@ def train(gamma, batches, num_steps=600):
 
 rng = np.random.default_rng(0)
 batches = [batch(rng, rng.integers(20, 41, 8), (330, 1800)) for _ in range(40)]
-networks = {"two rounds of messages": train(0.0, batches), "and an equilibrium": train(0.97, batches)}
+networks = {"two rounds of messages": train(0.0, batches), "and an equilibrium": train(0.9, batches)}
 
 tests = {n: [network(rng, n) for _ in range(4)] for n in (40, 80)}
 for name, net in networks.items():

@@ -59,7 +59,7 @@ infos = {
     )[1]
     for name, (estimator, _) in estimators.items()
 }
-plot.alignment(infos, ax=axes[1]).legend(loc="lower right")
+plot.alignment(infos, ax=axes[1])
 
 # And what it sees: test images with the prediction above each.
 

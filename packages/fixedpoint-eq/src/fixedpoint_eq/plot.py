@@ -64,7 +64,7 @@ def convergence(solutions: Mapping[str, Solution], *, tol: float | None = None, 
         axes.text(0.01, tol * 1.2, f"{tol:g}", color="0.35", transform=axes.get_yaxis_transform())
     axes.set_xlabel("evaluations of the map")
     axes.set_ylabel(r"$\|f(z) - z\|$")
-    return _finish(axes, legend=True)
+    return _finish(axes)
 
 
 def curves(
@@ -102,7 +102,7 @@ def curves(
         )
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    return _finish(axes, legend=True)
+    return _finish(axes)
 
 
 def spectrum(estimate: SpectralRadius, *, ax: Axes | None = None) -> Axes:
@@ -131,10 +131,14 @@ def spectrum(estimate: SpectralRadius, *, ax: Axes | None = None) -> Axes:
     largest: Any = np.asarray(estimate.eigenvalue).ravel()
     radius = float(np.max(np.asarray(estimate.radius)))
     axes.plot(largest.real, largest.imag, "o", markersize=6, color=_COLORS[0], label=f"largest: {radius:.3g}")
+    # Room for the legend below the circle.
+    edge = 1.1 * max(1.0, radius)
+    axes.set_xlim(-edge, edge)
+    axes.set_ylim(-1.5 * edge, edge)
     axes.set_aspect("equal")
     axes.set_xlabel("real part")
     axes.set_ylabel("imaginary part")
-    return _finish(axes, legend=True)
+    return _finish(axes, legend="lower center")
 
 
 def alignment(infos: Mapping[str, EPInfo], *, ax: Axes | None = None) -> Axes:
@@ -164,20 +168,21 @@ def alignment(infos: Mapping[str, EPInfo], *, ax: Axes | None = None) -> Axes:
     if not infos:
         raise ValueError("`infos` must hold at least one")
     axes = _axes(ax)
-    width, count = 0.8 / len(infos), 0
+    width, count, least = 0.8 / len(infos), 0, 0.0
     for k, ((label, info), color) in enumerate(zip(infos.items(), _cycle(), strict=False)):
         if info.alignment is None:
             raise ValueError(f"`infos[{label!r}]` has no cosines: pass `alignment=True` to `ep.gradient`")
         layers, whole = info.alignment
         cosines = np.stack([np.asarray(leaf).ravel() for leaf in (*jtu.tree_leaves(layers), whole)])
-        mean, count = cosines.mean(1), len(cosines)
+        mean, count, least = cosines.mean(1), len(cosines), min(least, float(cosines.min()))
         spread = np.abs(np.stack([cosines.min(1), cosines.max(1)]) - mean)
         at = np.arange(count) - 0.4 + (k + 0.5) * width
         axes.bar(at, mean, 0.92 * width, yerr=spread, capsize=2, color=color, ecolor="0.3", label=label)
     axes.set_xticks(range(count), [*(f"layer {i + 1}" for i in range(count - 1)), "all"])
     axes.set_ylabel("cosine with the true error")
     axes.axhline(0, color="0.3", linewidth=0.8)
-    return _finish(axes, legend=True)
+    axes.set_ylim(least - 0.12 * (2 + len(infos)), 1.05)  # with room for the legend
+    return _finish(axes, legend="lower right")
 
 
 def gradient_scatter(
@@ -222,7 +227,7 @@ def gradient_scatter(
     axes.axline((0, 0), slope=1, color="0.3", linewidth=0.8)
     axes.set_xlabel("true gradient")
     axes.set_ylabel("from equilibria")
-    return _finish(axes, legend=True)
+    return _finish(axes)
 
 
 def _cycle() -> list[str]:
@@ -237,11 +242,10 @@ def _axes(ax: Axes | None) -> Axes:
     return plt.gca()
 
 
-def _finish(axes: Axes, *, legend: bool) -> Axes:
+def _finish(axes: Axes, *, legend: str = "best") -> Axes:
     axes.grid(visible=True, which="major", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    if legend:
-        axes.legend(frameon=False)
+    axes.legend(frameon=False, loc=legend)
     return axes
