@@ -39,7 +39,9 @@ estimators = {
 }
 results = {name: gradient(estimator) for name, estimator in estimators.items()}
 for name, (_, info) in results.items():
-    print(f"{name:26} least cosine with the true error signal {float(jnp.min(info.alignment[1])):.9f}")
+    assert info.alignment is not None
+    _, cosines = info.alignment
+    print(f"{name:26} least cosine with the true error signal {float(jnp.min(cosines)):.9f}")
 
 figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
 gradients = {name: grads for name, (grads, _) in results.items() if name != "AsymEP, two nudges"}

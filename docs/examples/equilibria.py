@@ -37,6 +37,7 @@ plot.convergence(solutions, ax=axis).set_xlim(0, 110)
 
 certified = fpe.solve(problem.fn, problem.z0, problem.args, batch_axis=0, contraction=problem.contraction)
 certificate = certified.certificate
+assert certificate is not None  # there is one, as a factor was given
 print(f"{certificate.quantity}: at most {float(jnp.max(certificate.value)):.1e} ({certificate.kind})")
 
 # The rate of Picard's iteration is the spectral radius of the Jacobian at the equilibrium. Arnoldi's method finds it, and

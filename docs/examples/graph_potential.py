@@ -27,7 +27,7 @@ def network(rng, size):
     values[points[:, 0].argmin()] = 1
     held = np.zeros(size, bool)
     held[[points[:, 0].argmin(), points[:, 0].argmax()]] = True
-    target = graph.diffusion_potential(*links.T, conductance, held, values)
+    target = graph.diffusion_potential(links[:, 0], links[:, 1], conductance, held, values)
     # The model does not see where points are: only which nodes are held, and the conductances.
     nodes = np.stack([held, values], 1).astype(np.float32)
     senders, receivers = np.concatenate([links, links[:, ::-1]]).T.astype(np.int32)
@@ -38,9 +38,10 @@ def network(rng, size):
 
 def batch(rng, sizes, slots):
     graphs, targets, _ = zip(*(network(rng, n) for n in sizes), strict=True)
-    padded = graph.pad(graph.batch(graphs), *slots, len(sizes) + 1)
+    num_nodes, num_edges = slots
+    padded = graph.pad(graph.batch(graphs), num_nodes, num_edges, len(sizes) + 1)
     target = np.concatenate(targets)
-    return padded, jnp.asarray(np.pad(target, (0, slots[0] - len(target))), jnp.float32)
+    return padded, jnp.asarray(np.pad(target, (0, num_nodes - len(target))), jnp.float32)
 
 
 def model(gamma, *, key):
@@ -95,7 +96,7 @@ for axis, (name, values) in zip(axes, shown.items(), strict=True):
     axis.plot(
         *points[np.stack([case.senders, case.receivers])].transpose(2, 0, 1), color="0.85", linewidth=0.7, zorder=0
     )
-    dots = axis.scatter(*points.T, c=values, cmap="viridis", vmin=0, vmax=1, s=45)
+    axis.scatter(*points.T, c=values, cmap="viridis", vmin=0, vmax=1, s=45)
     axis.set_title(name)
     axis.set_axis_off()
-figure.colorbar(dots, ax=axes, label="potential", shrink=0.8)
+figure.colorbar(axes[0].collections[0], ax=axes, label="potential", shrink=0.8)

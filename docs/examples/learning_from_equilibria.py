@@ -35,7 +35,7 @@ def train(estimator, rate):
         (params, state), good = jax.lax.scan(step, (params, state), rows)
         return params, state, jnp.mean(good)
 
-    state, curve = optimiser.init(params), []
+    state, curve, good = optimiser.init(params), [], 0.0
     for k in range(epochs):
         params, state, good = epoch(params, state, jr.key(k))
         logits, _ = jax.jit(lambda params: ep.predict(field, params, test_x, throw=False))(params)

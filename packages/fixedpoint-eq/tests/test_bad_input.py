@@ -105,7 +105,7 @@ def test_unknown_arguments_are_refused():
         (halve, 3, RESULTS.nonlinear_max_steps_reached),
         (lambda z, _: jnp.where(z > 1, jnp.nan, 0.5 * z + 1), 200, RESULTS.nonfinite),
         (lambda z, _: jnp.log(z - 1.0), 200, RESULTS.nonfinite),
-        (lambda z, _: 1 - z, 200, RESULTS.stagnation),
+        (lambda z, _: 1 - z, 200, RESULTS.no_progress),
     ],
 )
 def test_failures_have_a_status(fn, max_steps, member):

@@ -96,7 +96,7 @@ def test_best_iterate_is_returned():
     # Picard runs into a cycle of period two, whose residual is larger than that of the first guess.
     fn = lambda z, _: jnp.where(jnp.abs(z) < 0.1, 2 * z + 0.05, -z)
     solution = fpe.solve(fn, jnp.array([0.0]), None, fpe.Picard(), throw=False, keep_trace=True)
-    assert bool(solution.result == RESULTS.stagnation)
+    assert bool(solution.result == RESULTS.no_progress)
     assert tree_allclose(solution.stats["residual"], jnp.nanmin(solution.stats["trace"]))
     assert tree_allclose(solution.stats["residual"], jnp.linalg.norm(fn(solution.value, None) - solution.value))
     assert int(solution.stats["num_steps"]) == jnp.sum(jnp.isfinite(solution.stats["trace"])) < 200

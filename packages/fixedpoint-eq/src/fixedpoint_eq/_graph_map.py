@@ -221,7 +221,7 @@ def _outcome(run: PicardRun, rate: Array, operator: GraphOperator) -> tuple[RESU
 
     members = (
         RESULTS.nonlinear_max_steps_reached,
-        RESULTS.stagnation,
+        RESULTS.no_progress,
         RESULTS.nonlinear_divergence,
         RESULTS.nonfinite,
     )

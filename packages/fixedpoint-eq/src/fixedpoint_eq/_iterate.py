@@ -98,7 +98,7 @@ def _member(code: Array) -> RESULTS:
     for known, member in (
         (_CONVERGED, RESULTS.successful),
         (_DIVERGENT, RESULTS.nonlinear_divergence),
-        (_STAGNANT, RESULTS.stagnation),
+        (_STAGNANT, RESULTS.no_progress),
         (_NONFINITE, RESULTS.nonfinite),
     ):
         result = RESULTS.where(code == known, member, result)  # pyright: ignore[reportArgumentType]

@@ -242,7 +242,7 @@ def _axes(ax: Axes | None) -> Axes:
     return plt.gca()
 
 
-def _finish(axes: Axes, *, legend: str = "best") -> Axes:
+def _finish(axes: Axes, *, legend: Any = "best") -> Axes:
     axes.grid(visible=True, which="major", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
