@@ -1,16 +1,15 @@
 """Data sets, from files that the user has, as the papers' experiments use them."""
 
-import contextlib
 import gzip
 import math
 import os
 import pathlib
 import struct
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from ._demo_extra import demo_extra
 from ._graph_tuple import GraphsTuple
 
 
@@ -50,7 +49,7 @@ def digits(seed: int = 0) -> Split:
         x, y, test_x, test_y = problems.digits()
         ```
     """
-    with _demo_extra():
+    with demo_extra("the digits"):
         from sklearn.datasets import load_digits
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(images))
@@ -213,11 +212,3 @@ def _existing(folder: pathlib.Path, names: tuple[str, ...]) -> pathlib.Path:
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(f"there must be a file {' or '.join(names)} in {folder}")
-
-
-@contextlib.contextmanager
-def _demo_extra() -> Iterator[Any]:
-    try:
-        yield
-    except ImportError as error:
-        raise ImportError(f'the digits need the extra `demo`: pip install "fixedpoint-eq[demo]" ({error})') from error

@@ -1,4 +1,3 @@
-import importlib
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +8,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from ._demo_extra import demo_extra
 from ._graph_tuple import GraphsTuple, batch, gather
 
 
@@ -131,7 +131,7 @@ def pore_network_problem(
 
     **Raises:**
 
-    `ValueError` for an empty range, fewer than six pores, or if a hundred draws have no pore near a face; `ModuleNotFoundError`
+    `ValueError` for an empty range, fewer than six pores, or if a hundred draws have no pore near a face; `ImportError`
     without SciPy.
 
     !!! Example
@@ -149,7 +149,8 @@ def pore_network_problem(
     _check_range("num_pores", num_pores, 6)
     if not 0 < face_depth < 0.5:
         raise ValueError(f"`face_depth` must be between 0 and 0.5; got {face_depth}")
-    spatial = _scipy("spatial")
+    with demo_extra("pore networks"):
+        from scipy import spatial
     graphs, targets = [], []
     for _ in range(num_graphs):
         n = int(rng.integers(num_pores[0], num_pores[1] + 1))
@@ -205,7 +206,7 @@ def diffusion_potential(
     **Raises:**
 
     `ValueError` if a conductance is not positive, or some node has no path to a held one, whose potential would be
-    arbitrary; `ModuleNotFoundError` without SciPy.
+    arbitrary; `ImportError` without SciPy.
 
     !!! Example
 
@@ -213,7 +214,9 @@ def diffusion_potential(
         diffusion_potential([0, 1], [1, 2], [1.0, 1.0], [True, False, True], [1.0, 0.0, 0.0])  # [1. 0.5 0.]
         ```
     """
-    sparse, csgraph = _scipy("sparse"), _scipy("sparse.csgraph")
+    with demo_extra("potentials on networks"):
+        from scipy import sparse
+        from scipy.sparse import csgraph, linalg
     senders, receivers, held = np.asarray(senders), np.asarray(receivers), np.asarray(held, bool)
     k, values = np.asarray(conductance, np.float64), np.asarray(values, np.float64)
     if not senders.shape == receivers.shape == k.shape or k.ndim != 1:
@@ -245,7 +248,7 @@ def diffusion_potential(
         laplacian = (sparse.diags(np.asarray(links.sum(axis=1)).ravel()) - links).tocsc()
         free = ~held
         rhs = -laplacian[free][:, held] @ out[held]
-        out[free] = _scipy("sparse.linalg").spsolve(laplacian[free][:, free], rhs)
+        out[free] = linalg.spsolve(laplacian[free][:, free], rhs)
     return out
 
 
@@ -345,12 +348,3 @@ def _on_device(graphs: list[GraphsTuple], targets: list[np.ndarray]) -> GraphPro
     dtype = jnp.result_type(float)
     put = lambda x: jnp.asarray(x, dtype if np.issubdtype(x.dtype, np.floating) else x.dtype)
     return jtu.tree_map(put, GraphProblem(batch(graphs), np.concatenate(targets)))
-
-
-def _scipy(name: str) -> Any:
-    try:
-        return importlib.import_module(f"scipy.{name}")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "pore networks need SciPy, which is not installed: `pip install fixedpoint-eq[demo]`"
-        ) from error

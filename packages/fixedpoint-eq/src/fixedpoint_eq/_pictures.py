@@ -37,7 +37,7 @@ def _draw_equilibria(left: Any, right: Any, case: Equilibria) -> None:
     right.bar_label(bars, fmt="%.1e" if case.gradient_errors else "%.1f", padding=4)
     right.margins(x=0.2)
     right.invert_yaxis()
-    right.set_title("what the gradient costs in accuracy" if case.gradient_errors else "time")
+    right.set_title("how far the gradient is off" if case.gradient_errors else "time")
     for side in ("top", "right"):
         right.spines[side].set_visible(False)
 

@@ -62,7 +62,7 @@ def convergence(solutions: Mapping[str, Solution], *, tol: float | None = None, 
     if tol is not None:
         axes.axhline(tol, color="0.45", linewidth=0.9, linestyle=(0, (4, 3)))
         axes.text(0.01, tol * 1.2, f"{tol:g}", color="0.35", transform=axes.get_yaxis_transform())
-    axes.set_xlabel("evaluations of the map")
+    axes.set_xlabel("step")
     axes.set_ylabel(r"$\|f(z) - z\|$")
     return _finish(axes)
 
