@@ -78,9 +78,10 @@ class Broyden(AbstractSolver):
         sound = memory.started & jnp.isfinite(scale) & (jnp.abs(length) > 0)
         # Powell's damping: an update after which B would be nearly singular, or huge, is taken in part only.
         gamma = scale / jnp.where(sound, length, 1)
-        size = jnp.abs(gamma)
-        sign = jnp.where(size > 0, gamma / jnp.where(size > 0, size, 1), 1)
-        theta = jnp.where(size < _DAMPED, (1 - _DAMPED * sign) / jnp.where(size < _DAMPED, 1 - gamma, 1), 1)
+        size = jnp.abs(gamma).astype(gamma.dtype)
+        small = jnp.abs(gamma) < _DAMPED
+        sign = jnp.where(gamma == 0, 1, gamma / jnp.where(gamma == 0, 1, size))
+        theta = jnp.where(small, (1 - _DAMPED * sign) / jnp.where(small, 1 - gamma, 1), 1)
         denominator = length * (theta * gamma + 1 - theta)
         weight = theta / jnp.where(sound, denominator, 1)
         u = jtu.tree_map(lambda a, b: weight.astype(a.dtype) * (a - b), s, image)
