@@ -200,7 +200,7 @@ def test_vmap_of_a_batch(getkey):
         assert tree_allclose(jax.tree.map(lambda leaf, i=i: leaf[i], both), one, rtol=1e-10)
 
 
-@pytest.mark.parametrize("adjoint", [fpe.Implicit(), fpe.Neumann(150)], ids=["lu", "neumann"])
+@pytest.mark.parametrize("adjoint", [fpe.Implicit(), fpe.ImplicitFP(fpe.Anderson(1e-11, 1e-12))], ids=["lu", "fp"])
 def test_failed_samples_leave_shared_gradients_alone(adjoint, getkey):
     """A sample with a NaN in its input, one whose map becomes a NaN, and one of which the loss is."""
     W, x = problem(getkey(), n=3, batch=5)
