@@ -121,6 +121,8 @@ def test_combining_periodically_is_faster(getkey):
     for low, high in jnp.array([(-0.99, 0.99), (0.0, 0.99), (-3.0, 0.9)]):
         periodic, classical = (int(count(low, high, fpe.Anderson(1e-8, 0.0, period=p))) for p in (3, 1))
         assert periodic < 0.6 * classical
+    # It would fail if it took Picard's steps where the residual grows.
+    assert count(jnp.array(-6.0), jnp.array(0.5), fpe.Anderson(1e-8, 0.0)) < 100
 
 
 def test_anderson_costs_little_where_it_cannot_help(getkey):

@@ -63,8 +63,9 @@ def solve(
         of the adjoint at the state that was found, `"zero"`, or `"nan"`. With `"zero"` such a sample adds nothing to the
         gradient in what the samples share either, even if there are NaNs in its own `args`; and one whose solve
         succeeded but whose linear system in [`fixedpoint_eq.Implicit`][] or `ImplicitFP` was not solved is zero too,
-        where it raises an error otherwise. What remains: an infinity in `args`; a loss that is a NaN at `value`; and
-        `Unrolled` and `ReversibleAdjoint`, which differentiate through the NaN itself.
+        where it raises an error otherwise. What remains: an infinity in `args`; `Neumann` and `Phantom`, which
+        raise where the Jacobian at the state that was found is not finite; and `Unrolled` and `ReversibleAdjoint`, which
+        differentiate through the NaN itself.
     - `keep_trace`: keep the residual of every step in `stats["trace"]`.
     - `tags`: Lineax tags of $\partial f/\partial z - I$, for instance `frozenset({lineax.symmetric_tag})`.
 
