@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import optimistix as optx
+from implicit_core.krylov import FGMRES
 
 from .protocol import OURS, Case, Goal, Method, Row, compiled, named
 
@@ -123,6 +124,7 @@ def _methods(arrays) -> list[Method]:
     return [
         method("ours, default", OURS, ours(anderson, fpe.Implicit())),
         method("ours, holomorphic=True", OURS, ours(anderson, fpe.Implicit(holomorphic=True))),
+        method("ours, FGMRES(restart=12)", OURS, ours(anderson, fpe.Implicit(FGMRES(restart=12)))),
         method("ours, the same Anderson for the adjoint", OURS, ours(anderson, fpe.ImplicitFP(anderson))),
         method(_SPLIT, "optimistix", split),
         method("optimistix FixedPointIteration, GMRES, complex", "optimistix", whole),

@@ -11,7 +11,8 @@ Every method solves the same problem, in one process, with one thread on one cor
 and the seconds are medians of CPU time. `error` is measured alike for all, on what the method returned, in NumPy with
 double precision. In brackets: times the seconds of the first row. Memory is XLA's own figure for the temporaries of the
 compiled program; PyTorch has none to give. A count is of evaluations of the map, of the sample that takes the most. The
-goals are those of the project's specification, and stand here whether met or not.
+goals are those of the project's specification, or ours where it names a peer and no figure (FPE-10, the gradient of FPE-1);
+they stand here whether met or not. A dash among the compile seconds is a figure that was not kept.
 """.strip().replace("\n", " ")
 REPRODUCE = """
 One command, in `packages/fixedpoint-eq`, with `benchmarks/requirements.txt` installed: `python -m benchmarks`; or
@@ -51,6 +52,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "CPU seconds a step": "seconds",
     },
 }
+NOT_RUN = "Not recorded yet: {families}. `python -m benchmarks --slow --only {arguments}` adds them."
 TITLES = {
     "FPE-1": "FPE-1: equilibria where acceleration helps",
     "FPE-2": "FPE-2: equilibria where it cannot",
@@ -104,6 +106,9 @@ def to_markdown(results: dict[str, dict[str, Any]]) -> str:
     ordered = [family for family in TITLES if family in results]
     rows = [row for family in ordered for row in results[family]["rows"]]
     lines = ["# fixedpoint-eq: benchmarks", "", INTRODUCTION, "", REPRODUCE, "", "## In short", ""]
+    missing = [family for family in TITLES if family not in results]
+    if missing:
+        lines += [NOT_RUN.format(families=", ".join(missing), arguments=",".join(missing)), ""]
     lines += [*(f"- {sentence}" for sentence in summary.sentences(results)), "", "## Goals", "", *_goals(rows), ""]
     for family in ordered:
         mine = [_completed(row) for row in results[family]["rows"]]

@@ -111,7 +111,7 @@ def loose_labels(problem, discount: float = 0.9) -> np.ndarray:
 
 def rows(quick: bool = False, full: bool = False) -> Iterator[Row]:
     """Yield a row for each model and test: the errors' means over the seeds."""
-    steps, seeds = (5000, 3) if full else (20, 1) if quick else (300, 3)
+    steps, seeds = (5000, 3) if full else (20, 1) if quick else (200, 3)
     num_graphs, slots, reuse = (64, (2600, 18500), 32) if full else (16, (700, 5200), 4)
     rate = 1e-3 if full else 3e-3
     make = fg.CGS.value_iteration if full else ft.partial(small, (1, 1))
