@@ -1,6 +1,8 @@
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import lineax as lx
 from jaxtyping import ArrayLike, Float
 
 from ._check import require
@@ -72,8 +74,8 @@ def mse_decomposition(
     ridge = within + jnp.asarray(lam, within.dtype) * jnp.eye(within.shape[0], dtype=within.dtype)
     weighted = p[:, None] * means
     a = product(means.T, weighted) + ridge
-    # Symmetric and positive definite.
-    best = jnp.linalg.solve(a, weighted.T).T
+    operator = lx.MatrixLinearOperator(a, lx.positive_semidefinite_tag)
+    best = jax.vmap(lambda row: lx.linear_solve(operator, row, lx.Cholesky(), throw=False).value)(weighted)
     errors = product(means, best.T) - jnp.eye(stats.num_classes, dtype=means.dtype)
     apart = w - best
     nc1 = jnp.sum(product(best, ridge) * best) / 2

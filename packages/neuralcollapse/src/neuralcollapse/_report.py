@@ -74,10 +74,14 @@ class Report(eqx.Module):
     etf_floor: float = eqx.field(static=True, default=0.0)
     convention: Convention = eqx.field(default_factory=Convention)
 
+    def to_arrays(self) -> dict[str, Array]:
+        """Return the measured numbers by name, without those that are `None`."""
+        names = (name for name in self.__dataclass_fields__ if name not in ("etf_floor", "convention"))
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
     def to_dict(self) -> dict[str, float]:
-        """Return the numbers by name, without those that are `None`. Not under `jit`."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "convention"}
-        return {name: float(value) for name, value in values.items() if value is not None}
+        """Return the numbers by name, as Python's, without those that are `None`. Not under `jit`."""
+        return {name: float(value) for name, value in self.to_arrays().items()} | {"etf_floor": self.etf_floor}
 
 
 def report(
