@@ -39,8 +39,8 @@ class ClassStats(eqx.Module):
     the number of classes; only the rows of classes in the batch are touched.
 
     It is a pytree: carry it through `jax.jit` and `jax.lax.scan`, [`neuralcollapse.ClassStats.merge`][] what several passes
-    have seen, or [`neuralcollapse.ClassStats.psum`][] over the devices of `jax.shard_map`. In a compiled loop over many
-    classes, donate it: `eqx.filter_jit(..., donate="all")` spares copies of the means.
+    have seen, or [`neuralcollapse.ClassStats.psum`][] over the devices of `jax.shard_map`. With many classes, donate it:
+    `jax.jit(lambda s, x, y: s.update(x, y), donate_argnums=0)` spares copies of the means.
 
     **Attributes:**
 
@@ -249,7 +249,7 @@ class ClassStats(eqx.Module):
             counts = require(counts, empty < self.num_classes, "There are no samples yet.")
         return eqx.tree_at(lambda s: s.counts, self, counts)
 
-    def means(self, fill: float | None = None) -> Float[Array, "k d"]:
+    def means(self, fill: int | float | None = None) -> Float[Array, "k d"]:
         """Return the class means, one a row.
 
         **Arguments:**

@@ -34,7 +34,7 @@ def mse_decomposition(
     weight: Float[ArrayLike, "k d"],
     bias: Float[ArrayLike, " k"] | None = None,
     *,
-    lam: float,
+    lam: int | float,
 ) -> MSEDecomposition:
     r"""Split $\frac{1}{2N}\|WH + b1^\top - Y\|^2 + \frac\lambda2(\|W\|^2 + \|b\|^2)$ into the parts of Han et al., exactly.
 

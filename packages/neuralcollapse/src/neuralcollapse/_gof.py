@@ -51,7 +51,7 @@ def gof_report(
     weights: Sequence[Float[ArrayLike, "out in"]],
     predicted_logits: Float[ArrayLike, " k"],
     *,
-    lam_H: float,
+    lam_H: int | float,
 ) -> GOFReport:
     r"""Compare a bias-free linear head, trained with squared loss, with the optimum for its class sizes.
 

@@ -34,7 +34,7 @@ def nc1_pinv(
     *,
     convention: ConventionName | Convention = "papyan",
     scale: Literal["1/K", "none"] = "1/K",
-    rtol: float | None = None,
+    rtol: int | float | None = None,
 ) -> FloatScalar:
     r"""Return $\frac1K \operatorname{tr}(S_W S_B^+)$: zero at collapse (Papyan, Han and Donoho 2020).
 
@@ -88,7 +88,7 @@ def nc1_quotient(stats: ClassStats, *, convention: ConventionName | Convention =
 
 
 def nc1_fisher(
-    stats: ClassStats, *, convention: ConventionName | Convention = "weighted", rtol: float | None = None
+    stats: ClassStats, *, convention: ConventionName | Convention = "weighted", rtol: int | float | None = None
 ) -> FloatScalar:
     r"""Return $\operatorname{tr}(S_W S_T^+)$ with $S_T = S_W + S_B$, between zero and the rank of $S_T$.
 
@@ -112,7 +112,7 @@ def nc1_fisher(
     return jnp.sum(jnp.where(kept, stats._within_quadratic(vectors) / jnp.where(kept, values, 1), 0))
 
 
-def cdnv(stats: ClassStats, *, exponent: float = 1.0) -> PairMoments:
+def cdnv(stats: ClassStats, *, exponent: int | float = 1) -> PairMoments:
     r"""Return mean, variance and maximum over pairs of classes of $\frac{v_k + v_l}{2\|\mu_k - \mu_l\|^{2e}}$.
 
     The class-distance normalised variance, zero at collapse. Statistics of any kind will do; above some size the distances
@@ -147,7 +147,7 @@ def class_variability(stats: ClassStats, *, convention: ConventionName | Convent
     return stats._class_variances() / _between_trace(stats, Convention.of(convention))
 
 
-def between_spectrum(stats: ClassStats, convention: Convention, rtol: float | None) -> BetweenSpectrum:
+def between_spectrum(stats: ClassStats, convention: Convention, rtol: int | float | None) -> BetweenSpectrum:
     """Decompose the between-class covariance."""
     a = weighted_means(stats, convention)
     k, d = a.shape
@@ -168,7 +168,7 @@ def pinv_trace(stats: ClassStats, spectrum: BetweenSpectrum) -> FloatScalar:
     return jnp.sum(jnp.where(spectrum.kept, along / jnp.where(spectrum.kept, spectrum.values, 1) ** 2, 0))
 
 
-def pairwise_variability(stats: ClassStats, means: Float[Array, "k d"], exponent: float = 1.0) -> PairMoments:
+def pairwise_variability(stats: ClassStats, means: Float[Array, "k d"], exponent: int | float = 1) -> PairMoments:
     """Return the moments of the class-distance normalised variance."""
 
     def value(some, every):
