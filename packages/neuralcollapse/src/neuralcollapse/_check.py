@@ -12,6 +12,10 @@ from jaxtyping import Array
 T = TypeVar("T", bound=Array)
 
 
+class RefusedValue(ValueError):
+    """A value that no answer can be computed from: what a training run may meet, unlike a wrong argument."""
+
+
 def known(*arrays: Array) -> bool:
     """Whether the values can be looked at: outside of every transformation."""
     return not any(isinstance(x, jax.core.Tracer) for x in arrays)
@@ -27,7 +31,7 @@ def require(x: T, ok: Array, message: str, **got: Array) -> T:
         return eqx.error_if(x, jnp.logical_not(ok), message)
     if not bool(ok):
         values = ", ".join(f"{name} = {value.tolist()}" for name, value in got.items())
-        raise ValueError(f"{message} Got {values}." if values else message)
+        raise RefusedValue(f"{message} Got {values}." if values else message)
     return x
 
 

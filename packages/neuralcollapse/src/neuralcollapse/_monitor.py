@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from ._check import RefusedValue
 from ._class_stats import ClassStats
 from ._convention import Convention, ConventionName
 from ._custom_types import Within
@@ -227,7 +228,7 @@ class Monitor:
                 ncc = self._agreement(s, weight, bias, *second_pass) if is_head and self._ncc and second_pass else None
                 w, b = (weight, bias) if is_head else (None, None)
                 reports[name] = report(s, w, b, convention=self._convention, ncc=ncc)
-            except ValueError as error:
+            except RefusedValue as error:
                 errors[name] = str(error)
         numbers = {name: float(value) for name, value in extra.items()}
         record = Record(int(step), reports, errors, numbers, time.perf_counter() - start, stats)

@@ -150,13 +150,14 @@ class NCCStats(eqx.Module):
 @eqx.filter_jit
 def _count(ncc: NCCStats, x: Array, y: Array, live: Array) -> tuple[Array, Array]:
     k, dtype = ncc.centres.shape[0], ncc.centres.dtype
+    y = y.astype(ncc.counts.dtype)
     live = live & (y != -1)
     known_label, finite = (y >= 0) & (y < k), jnp.all(jnp.isfinite(x), axis=1)
     keep = live & known_label & finite
     h = jnp.where(keep[:, None], x, 0).astype(dtype)
     squares = jnp.sum(ncc.centres**2, axis=1)
-    nearest = jnp.argmin(squares[None] - 2 * product(h - ncc.origin[None], ncc.centres.T), axis=1)
-    chosen = jnp.argmax(product(h, ncc.weight.T) + ncc.bias[None], axis=1)
+    nearest = jnp.argmin(squares[None] - 2 * product(h - ncc.origin[None], ncc.centres.T), axis=1).astype(y.dtype)
+    chosen = jnp.argmax(product(h, ncc.weight.T) + ncc.bias[None], axis=1).astype(y.dtype)
     hits = (keep, keep & (nearest != chosen), keep & (nearest == y), keep & (chosen == y))
     wrong = (live & ~known_label, live & known_label & ~finite)
     hits, wrong = (jnp.stack([jnp.sum(z).astype(ncc.counts.dtype) for z in group]) for group in (hits, wrong))

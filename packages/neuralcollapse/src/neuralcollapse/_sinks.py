@@ -4,7 +4,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any
 
 from ._record import Record
 
@@ -13,7 +13,7 @@ _SHOWN = ("nc1_pinv", "nc1_quotient", "etf_distance", "self_duality", "ncc_misma
 
 
 def progress(
-    total: int | None = None, *, metrics: tuple[str, ...] = _SHOWN, file: TextIO | None = None
+    total: int | None = None, *, metrics: tuple[str, ...] = _SHOWN, file: Any = None
 ) -> Callable[[Record], None]:
     """Make a sink that prints one line a layer: the step, the loop's own numbers, and some metrics.
 
@@ -21,7 +21,7 @@ def progress(
 
     - `total`: number of steps of the run, to show how much of it is done.
     - `metrics`: which attributes of [`neuralcollapse.metrics.Report`][] to show.
-    - `file`: where to; standard error by default.
+    - `file`: the text stream to print to; standard error by default.
     """
 
     def sink(record: Record) -> None:
