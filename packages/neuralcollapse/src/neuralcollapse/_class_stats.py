@@ -8,6 +8,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Integer, Real
 
 from ._check import known, require
 from ._custom_types import FloatScalar, Within
+from ._gram import add_gram, symmetric
 from ._moments import Moments, accumulate, merge, reduce_axis
 from ._product import product
 from ._sketch import compress
@@ -48,7 +49,8 @@ class ClassStats(eqx.Module):
     - `anchor`: the first sample of each class.
     - `shift`: class mean minus anchor.
     - `spread`: per class, the sum of squared distances to the class mean.
-    - `scatter`: what `within` keeps of the pooled within-class scatter matrix $\sum_i (h_i - \mu_{y_i})(\cdot)^\top$.
+    - `scatter`: what `within` keeps of the pooled within-class scatter matrix $\sum_i (h_i - \mu_{y_i})(\cdot)^\top$; of the
+        matrix itself, the upper triangle.
     - `lost`: for `"low-rank"`, a bound on the spectral norm of what the sketch leaves out; else zero.
     - `invalid`: how many samples were left out for a label out of range, and for a NaN or infinite feature. Outside `jit`,
         [`neuralcollapse.ClassStats.update`][] raises at once; under `jit` they are counted, and reading raises.
@@ -341,7 +343,7 @@ class ClassStats(eqx.Module):
 
     def _within_cov(self) -> Float[Array, "d d"]:
         if self.within == "full":
-            return (self.scatter + self.scatter.T) / (2 * self._scale())
+            return symmetric(self.scatter) / self._scale()
         if self.within == "low-rank":
             gram = product(self.scatter.T, self.scatter)
             return (gram + self._rest() * jnp.eye(self.dim, dtype=gram.dtype)) / self._scale()
@@ -422,7 +424,7 @@ def _merge(a: ClassStats, b: ClassStats) -> ClassStats:
 def _extend(scatter: Array, lost: Array, deviations: Array, within: Within) -> tuple[Array, Array]:
     """Add the outer products of the rows of `deviations` to the scatter."""
     if within == "full":
-        return scatter + product(deviations.T, deviations), lost
+        return add_gram(scatter, deviations), lost
     if within == "diag":
         return scatter + jnp.sum(deviations**2, axis=0), lost
     if within == "trace":

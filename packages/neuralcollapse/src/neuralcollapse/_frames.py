@@ -1,7 +1,7 @@
 """NC2: how far class means or classifiers are from a frame. Every function takes one vector a row."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -134,13 +134,20 @@ def gnc2(
 
 def cosines(x: Float[Array, "k d"]) -> PairMoments:
     """Return the moments of cos(x_k, x_l)."""
-    return over_pairs(lambda some, every: product(some, every.T), _unit(x), x.shape[0])
+    return over_pairs(_cosine, (x, _norms(x)), x.shape[0])
 
 
 def angle_excess(x: Float[Array, "k d"]) -> PairMoments:
     """Return the moments of |cos(x_k, x_l) + 1/(K - 1)|."""
     k = x.shape[0]
-    return over_pairs(lambda some, every: jnp.abs(product(some, every.T) + 1 / (k - 1)), _unit(x), k)
+    return over_pairs(lambda some, every: jnp.abs(_cosine(some, every) + 1 / (k - 1)), (x, _norms(x)), k)
+
+
+def _cosine(some: Any, every: Any) -> Float[Array, "t k"]:
+    # From products of the vectors, not of their directions: those are what all metrics share, so they are formed once.
+    (x, n), (y, m) = some, every
+    lengths = n[:, None] * m[None]
+    return product(x, y.T) / jnp.where(lengths > 0, lengths, 1)
 
 
 def squared_distances(some: Float[Array, "t d"], every: Float[Array, "k d"]) -> Float[Array, "t k"]:

@@ -48,7 +48,7 @@ class GOFReport(eqx.Module):
 
 def gof_report(
     stats: ClassStats,
-    weights: Sequence[Float[ArrayLike, "out in"]],
+    weights: Sequence[Float[ArrayLike, "_ _"]],
     predicted_logits: Float[ArrayLike, " k"],
     *,
     lam_H: int | float,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ._custom_types import Within
+from ._gram import add_gram
 from ._product import product
 from ._sketch import compress
 
@@ -24,7 +25,7 @@ class Moments(NamedTuple):
     spread: Float[Array, " k"]
 
 
-def accumulate(m: Moments, x: Float[Array, "b d"], y: Int[Array, " b"]) -> tuple[Moments, Float[Array, "rows d"]]:
+def accumulate(m: Moments, x: Float[Array, "b d"], y: Int[Array, " b"]) -> tuple[Moments, Float[Array, "b d"]]:
     """Return the moments with a batch in them, and the rows whose outer products the within-class scatter grows by.
 
     Samples with label `k` are dropped. The means of the batch and the old ones are joined by the update of Chan, Golub and
@@ -48,14 +49,15 @@ def accumulate(m: Moments, x: Float[Array, "b d"], y: Int[Array, " b"]) -> tuple
     anchor = jnp.where(start[:, None], x[jnp.clip(first, 0, b - 1)], old.anchor)
     relative = jnp.where(kept[:, None], x - anchor[jnp.clip(index, 0, seen - 1)], 0)
     means = _sum_by(relative, index, seen) / jnp.maximum(batch, 1)[:, None]
-    residual = jnp.where(kept[:, None], relative - means[jnp.clip(index, 0, seen - 1)], 0)
     n = old.counts.astype(batch.dtype)
     total = jnp.maximum(n + batch, 1)
     delta = jnp.where((batch > 0)[:, None], means - old.shift, 0)
-    weight = n * (batch / total)
-    spread = _sum_by(jnp.sum(residual**2, axis=1, keepdims=True), index, seen)[:, 0]
-    gain = Moments(added, anchor, delta * (batch / total)[:, None], spread + weight * jnp.sum(delta**2, axis=1))
-    deviations = jnp.concatenate([residual, jnp.sqrt(weight)[:, None] * delta])
+    # The scatter grows by that of the residuals r_i of the batch, whose sum is zero, and n b / (n + b) delta delta^T, with b
+    # samples of the class. Both at once: by the outer products of r_i + sqrt(n / (n + b)) delta.
+    centre = means - jnp.sqrt(n / total)[:, None] * delta
+    deviations = jnp.where(kept[:, None], relative - centre[jnp.clip(index, 0, seen - 1)], 0)
+    spread = _sum_by(jnp.sum(deviations**2, axis=1, keepdims=True), index, seen)[:, 0]
+    gain = Moments(added, anchor, delta * (batch / total)[:, None], spread)
     if k <= b:
         joined = Moments(m.counts + added, anchor, m.shift + gain.shift, m.spread + gain.spread)
     else:
@@ -97,8 +99,7 @@ def reduce_axis(m: Moments, scatter: Array, lost: Array, within: Within, axis: A
     joined = Moments(counts, anchor, mean, spread)
     deviations = jnp.sqrt(n)[:, None] * apart
     if within == "full":
-        scatter = scatter + product(deviations.T, deviations)
-        return joined, jax.lax.psum(scatter, axis), lost
+        return joined, jax.lax.psum(add_gram(scatter, deviations), axis), lost
     if within == "diag":
         return joined, jax.lax.psum(scatter + jnp.sum(deviations**2, axis=0), axis), lost
     if within == "trace":

@@ -11,7 +11,7 @@ from ._custom_types import FloatScalar
 from ._product import product
 
 
-_TILE = 1024
+_TILE = 4096
 
 
 class PairMoments(NamedTuple):
@@ -40,20 +40,27 @@ def over_pairs(fn: Callable[[Any, Any], Array], rows: Any, num: int) -> PairMome
 
 
 def frame_distance(
-    a: Float[Array, "k d"], b: Float[Array, "k d"], diagonal: Float[Array, " k"], constant: float
+    a: Float[Array, "k d"],
+    b: Float[Array, "k d"],
+    diagonal: Float[Array, " k"],
+    constant: float,
+    *,
+    left: Float[Array, " k"] | None = None,
+    right: Float[Array, " k"] | None = None,
 ) -> FloatScalar:
-    """Return ||G/||G|| - T|| in Frobenius norm, with G = a b^T and T = diag(diagonal) + constant."""
+    """Return ||G/||G|| - T|| in Frobenius norm, with G = a b^T + left 1^T + 1 right^T and T = diag(diagonal) + constant."""
     k = a.shape[0]
+    zero = jnp.zeros(k, a.dtype)
+    rows = (a, b, zero if left is None else left, zero if right is None else right)
 
     def block(some, every):
-        return product(some[0], every[1].T)
+        return product(some[0], every[1].T) + some[2][:, None] + every[3][None]
 
     def squared(table, i, j):
         del j
         return jnp.sum(jnp.where(i < k, table, 0) ** 2)
 
-    norm = jnp.sqrt(jnp.sum(_over_tiles(block, (a, b), k, squared)))
-
+    norm = jnp.sqrt(jnp.sum(_over_tiles(block, rows, k, squared)))
     # A product that vanishes counts as the zero matrix, which is at distance one.
     scale = jnp.where(norm > 0, norm, 1)
 
@@ -62,7 +69,7 @@ def frame_distance(
         return jnp.sum(jnp.where(i < k, table / scale - target, 0) ** 2)
 
     # Entry by entry: 2 - 2 <G, T>/||G|| would lose all digits near the frame.
-    return jnp.sqrt(jnp.sum(_over_tiles(block, (a, b), k, apart)))
+    return jnp.sqrt(jnp.sum(_over_tiles(block, rows, k, apart)))
 
 
 def _over_tiles(fn: Any, rows: Any, num: int, reduce: Any) -> Any:

@@ -13,7 +13,7 @@ from ._frames import angle_excess, cosines, etf_floor, etf_target, of_target
 from ._ncc import NCCStats
 from ._pairs import frame_distance
 from ._product import product
-from ._variability import COINCIDE, between_spectrum, pairwise_variability, pinv_trace
+from ._variability import COINCIDE, pairwise_variability, pinv_factor
 
 
 class Report(eqx.Module):
@@ -136,38 +136,39 @@ def report(
             raise ValueError("`empty='drop'` is not possible under `jit`: the shapes would depend on the data.")
         stats, kept = stats.validated(nonempty=False).drop_empty()
         w, b = (None if x is None else x[kept] for x in (w, b))
-    out = _measure(stats.validated(), w, b, kind)
-    trace = require(out.between_trace, out.between_trace > 0, COINCIDE)
-    out = eqx.tree_at(lambda r: r.between_trace, out, trace)
-    if ncc is None:
-        return out
-    samples = (ncc.mismatch(), ncc.ncc_accuracy(), ncc.accuracy())
-    where = lambda r: (r.ncc_mismatch, r.ncc_accuracy, r.accuracy)
-    return eqx.tree_at(where, out, samples, is_leaf=lambda x: x is None)
+    stats = stats.validated()
+    numbers = _of_features(stats, kind)
+    numbers["between_trace"] = require(numbers["between_trace"], numbers["between_trace"] > 0, COINCIDE)
+    if w is not None and b is not None:
+        numbers |= _of_classifier(stats, w, b, kind)
+    if ncc is not None:
+        numbers |= dict(ncc_mismatch=ncc.mismatch(), ncc_accuracy=ncc.ncc_accuracy(), accuracy=ncc.accuracy())
+    return Report(**numbers, etf_floor=etf_floor(stats.num_classes, stats.dim), convention=kind)
 
 
+# Two programs, because one that holds the tables of both takes half as long again.
 @eqx.filter_jit
-def _measure(stats: ClassStats, w: Array | None, b: Array | None, convention: Convention) -> Report:
-    means, uncentred = centred_means(stats, convention), stats.anchor + stats.shift
-    spectrum = between_spectrum(stats, convention, None)
-    pinv = pinv_trace(stats, spectrum) / stats.num_classes if stats.within in ("full", "low-rank") else None
+def _of_features(stats: ClassStats, convention: Convention) -> dict[str, Any]:
+    means, origin = centred_means(stats, convention), global_mean(stats, convention)
+    factor = pinv_factor(stats, convention, None)
+    keeps = stats.within in ("full", "low-rank")
+    pinv = jnp.sum(stats._within_quadratic(factor.vectors)) / stats.num_classes if keeps else None
     spread = within_trace(stats, convention)
     between = jnp.sum(weighted_means(stats, convention) ** 2)
     pairs = pairwise_variability(stats, means)
-    return Report(
-        nc1_pinv=pinv,
-        nc1_quotient=spread / between,
-        cdnv=pairs.mean,
-        cdnv_max=pairs.maximum,
+    # (m_k + o)^T (m_l + o) without another product of matrices.
+    lift = product(means, origin) + jnp.sum(origin**2) / 2
+    return {
+        "nc1_pinv": pinv,
+        "nc1_quotient": spread / between,
+        "cdnv": pairs.mean,
+        "cdnv_max": pairs.maximum,
         **_angles(means),
-        of_distance=frame_distance(uncentred, uncentred, *of_target(uncentred)),
-        within_trace=spread,
-        between_trace=between,
-        rank=spectrum.rank,
-        **({} if w is None or b is None else _classifier_part(stats, w, b, means, convention)),
-        etf_floor=etf_floor(stats.num_classes, stats.dim),
-        convention=convention,
-    )
+        "of_distance": frame_distance(means, means, *of_target(means), left=lift, right=lift),
+        "within_trace": spread,
+        "between_trace": between,
+        "rank": factor.rank,
+    }
 
 
 def _angles(x: Array) -> dict[str, Any]:
@@ -184,16 +185,18 @@ def _relative_spread(x: Array) -> Array:
     return jnp.std(norms) / jnp.mean(norms)
 
 
-def _classifier_part(stats: ClassStats, w: Array, b: Array, means: Array, convention: Convention) -> dict[str, Any]:
-    uncentred = stats.anchor + stats.shift
-    chosen = jnp.argmax(product(uncentred, w.T) + b[None], axis=1)
+@eqx.filter_jit
+def _of_classifier(stats: ClassStats, w: Array, b: Array, convention: Convention) -> dict[str, Any]:
+    means, origin = centred_means(stats, convention), global_mean(stats, convention)
+    at_origin = product(w, origin)
+    chosen = jnp.argmax(product(w, means.T) + (at_origin + b)[:, None], axis=0)
     return {
         **{f"weight_{name}": value for name, value in _angles(w).items()},
         "weight_of_distance": frame_distance(w, w, *of_target(w)),
         "self_duality": duality_gap(w, means),
         "duality_etf": frame_distance(w, means, *etf_target(w)),
-        "duality_of": frame_distance(w, uncentred, *of_target(w)),
+        "duality_of": frame_distance(w, means, *of_target(w), left=at_origin),
         "uniform_duality": jnp.var(alignments(w, means, cosine=False)),
-        "bias_alignment": offset_norm(w, b, global_mean(stats, convention)),
+        "bias_alignment": offset_norm(w, b, origin),
         "mean_errors": jnp.mean((chosen != jnp.arange(len(chosen))).astype(w.dtype)),
     }

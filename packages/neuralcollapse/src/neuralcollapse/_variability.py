@@ -2,6 +2,7 @@
 
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -20,13 +21,11 @@ COINCIDE = (
 )
 
 
-class BetweenSpectrum(NamedTuple):
-    """Singular values and right singular vectors of A, where the between-class covariance is A^T A."""
+class PinvFactor(NamedTuple):
+    """The rank of the between-class covariance S, and U with S^+ = U U^T."""
 
-    values: Float[Array, " r"]
-    vectors: Float[Array, "d r"]
-    kept: Array
     rank: IntScalar
+    vectors: Float[Array, "d r"]
 
 
 def nc1_pinv(
@@ -64,9 +63,8 @@ def nc1_pinv(
         raise ValueError(f"`rtol` must be in [0, 1), got {rtol}.")
     convention = Convention.of(convention)
     stats = stats.validated()
-    spectrum = between_spectrum(stats, convention, rtol)
-    value = pinv_trace(stats, spectrum)
-    value = require(value, spectrum.values[0] > 0, COINCIDE)
+    factor = pinv_factor(stats, convention, rtol)
+    value = require(jnp.sum(stats._within_quadratic(factor.vectors)), factor.rank > 0, COINCIDE)
     return value / stats.num_classes if scale == "1/K" else value
 
 
@@ -147,25 +145,29 @@ def class_variability(stats: ClassStats, *, convention: ConventionName | Convent
     return stats._class_variances() / _between_trace(stats, Convention.of(convention))
 
 
-def between_spectrum(stats: ClassStats, convention: Convention, rtol: int | float | None) -> BetweenSpectrum:
-    """Decompose the between-class covariance."""
+def pinv_factor(stats: ClassStats, convention: Convention, rtol: int | float | None) -> PinvFactor:
+    """Factor the pseudo-inverse of the between-class covariance A^T A."""
     a = weighted_means(stats, convention)
     k, d = a.shape
-    if k > d:
-        a = jnp.linalg.qr(a, mode="r")
+    cut = float(jnp.finfo(a.dtype).eps) * max(k, d) if rtol is None else float(rtol)
+    if k - 1 < d:
+        return _by_svd(a, k - 1, cut)
+    r = jnp.linalg.qr(a, mode="r")
+    # A zero on the diagonal gives an infinite inverse, which is refused below.
+    inverse = jax.scipy.linalg.solve_triangular(r, jnp.eye(d, dtype=r.dtype))
+    # The smallest singular value is at least 1/||R^{-1}||_F, the largest at most ||R||_F. If even these would be kept all
+    # are, and R^{-1} is the factor: a singular value decomposition would take most of the time of a report.
+    full = cut * jnp.sqrt(jnp.sum(r**2)) * jnp.sqrt(jnp.sum(inverse**2)) < 1
+    return jax.lax.cond(full, lambda: PinvFactor(jnp.array(d), inverse), lambda: _by_svd(r, d, cut))
+
+
+def _by_svd(a: Float[Array, "m d"], r: int, cut: float) -> PinvFactor:
     _, values, vectors = jnp.linalg.svd(a, full_matrices=False)
-    # Centred vectors are linearly dependent: the last singular value is rounding whatever its size.
-    r = min(k - 1, d)
-    cut = jnp.finfo(values.dtype).eps * max(k, d) if rtol is None else rtol
+    # Centred vectors are linearly dependent: beyond `r` a singular value is rounding whatever its size.
     values = values[:r]
     kept = values > cut * values[0]
-    return BetweenSpectrum(values, vectors[:r].T, kept, jnp.sum(kept))
-
-
-def pinv_trace(stats: ClassStats, spectrum: BetweenSpectrum) -> FloatScalar:
-    """Return tr(S_W S_B^+)."""
-    along = stats._within_quadratic(spectrum.vectors)
-    return jnp.sum(jnp.where(spectrum.kept, along / jnp.where(spectrum.kept, spectrum.values, 1) ** 2, 0))
+    scale = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
+    return PinvFactor(jnp.sum(kept), vectors[:r].T * scale[None])
 
 
 def pairwise_variability(stats: ClassStats, means: Float[Array, "k d"], exponent: int | float = 1) -> PairMoments:
