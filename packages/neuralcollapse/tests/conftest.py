@@ -63,12 +63,9 @@ def collect():
     def gather(x: Any, y: Any, num_classes: int, batch: int = 7, **kwargs: Any) -> neuralcollapse.ClassStats:
         stats = neuralcollapse.ClassStats.init(num_classes, x.shape[1], dtype=x.dtype, **kwargs)
         for i in range(0, len(x), batch):
-            pad = max(0, i + batch - len(x))
             # One shape, so that one program is compiled.
-            rows, labels = (
-                np.pad(x[i : i + batch], ((0, pad), (0, 0))),
-                np.pad(y[i : i + batch], (0, pad), constant_values=-1),
-            )
+            rows, labels = np.zeros((batch, x.shape[1]), x.dtype), np.full(batch, -1, y.dtype)
+            rows[: len(x) - i], labels[: len(x) - i] = x[i : i + batch], y[i : i + batch]
             stats = stats.update(jnp.asarray(rows), jnp.asarray(labels))
         return stats
 
