@@ -1,0 +1,23 @@
+"""Unconstrained-features models: exact global minima, certified convex solutions, thresholds of minority collapse."""
+
+from ._ufm_convex import ConvexSolution, solve_convex
+from ._ufm_fit import Fit, fit
+from ._ufm_minimiser import Minimiser
+from ._ufm_mse import MSESolution, from_tirer, solve_mse, solve_mse_targets
+from ._ufm_scalar import fitted_fraction, spinodal, threshold
+
+
+__all__ = [
+    "ConvexSolution",
+    "Fit",
+    "MSESolution",
+    "Minimiser",
+    "fit",
+    "fitted_fraction",
+    "from_tirer",
+    "solve_convex",
+    "solve_mse",
+    "solve_mse_targets",
+    "spinodal",
+    "threshold",
+]
