@@ -8,7 +8,7 @@ from implicit_core.certify import Certificate
 from implicit_core.implicit import fixed_point
 from jaxtyping import Array, Bool, Float
 
-from ._arguments import Counts, Scalar, class_counts, positive
+from ._arguments import Counts, Scalar, class_counts, positive, require
 from ._results import RESULTS
 from ._spectral import left_gram, spectral_map
 
@@ -127,8 +127,7 @@ def solve_convex(
     size, dtype = n.shape[0], n.dtype
     strengths = positive(lam_W, "lam_W", dtype), positive(lam_H, "lam_H", dtype)
     smooth = jnp.asarray(smoothing, dtype)
-    if not isinstance(smooth, jax.core.Tracer) and not 0 <= float(smooth) < 1:
-        raise ValueError(f"`smoothing` must be in [0, 1); got {smoothing}.")
+    smooth = require(smooth, (smooth >= 0) & (smooth < 1), "`smoothing` must be in [0, 1).", smoothing=smooth)
     offset = jnp.zeros((size,), dtype) if offsets is None else jnp.asarray(offsets, dtype)
     if offset.shape != (size,):
         raise ValueError(f"`offsets` must have shape ({size},); got {offset.shape}.")

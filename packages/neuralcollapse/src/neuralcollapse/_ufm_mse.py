@@ -313,7 +313,7 @@ def from_tirer(lam_W: Scalar, lam_H: Scalar, num_classes: int, class_size: Scala
 
 
 def _solve(problem: _Problem, tau: Array, lam_W: Any, lam_H: Scalar) -> MSESolution:
-    return _minimum(problem, tau, _strengths(lam_W, lam_H, problem.depth, tau.dtype))
+    return _minimum(problem, tau, strengths(lam_W, lam_H, problem.depth, tau.dtype))
 
 
 @eqx.filter_jit
@@ -363,7 +363,7 @@ def _mapped(problem: _Problem, tau: Array, cut: Array, strengths: Array, which: 
     return left_gram(fn, problem.matrix.T if which == "right" else problem.matrix, theta)
 
 
-def _strengths(lam_W: Any, lam_H: Scalar, depth: int, dtype: Any) -> Float[Array, " factors"]:
+def strengths(lam_W: Any, lam_H: Scalar, depth: int, dtype: Any) -> Float[Array, " factors"]:
     weights = jnp.asarray(lam_W, dtype)
     if weights.shape not in ((), (depth,)):
         raise ValueError(f"`lam_W` must be a scalar or one strength for each of {depth} weights; got {weights.shape}.")
