@@ -59,7 +59,7 @@ def test_reduced_flow_is_the_full_flow(weights, getkey):
     )  # fmt: skip
     _, means, within = sample_moments(full.ys[-1], labels, 4)
     path = central_path.solve(
-        statistics(features, labels, 4), lam_W, lam_H, 3.0, weights="counts", rtol=1e-11, atol=1e-13, num_points=3
+        statistics(features, labels, 4), lam_W, lam_H, 3.0, weights="counts", rtol=1e-11, atol=1e-13, num_points=11
     )
     np.testing.assert_allclose(path.means[-1], means, atol=1e-8)
     np.testing.assert_allclose(path.within_cov[-1], within, atol=1e-8)
@@ -67,19 +67,16 @@ def test_reduced_flow_is_the_full_flow(weights, getkey):
     assert path.stop_time == 3.0
     if weights == "balanced":
         again = central_path.solve(
-            statistics(features, labels, 4), lam_W, lam_H, 3.0, weights="balanced", rtol=1e-11, atol=1e-13, num_points=3
+            statistics(features, labels, 4), lam_W, lam_H, 3.0, weights="balanced", rtol=1e-11, atol=1e-13, num_points=11
         )
         np.testing.assert_allclose(again.means, path.means, atol=1e-13)
 
 
 def test_monotone_for_equal_classes():
     # Theorem 3.1: nc1 and e^(2 lam t) tr(S_W) fall, e^(2 lam t) tr(S_B) rises.
-    run = eqx.filter_jit(
-        lambda key, a, b: central_path.solve(statistics(*draw(key, [5] * 4, 7), 4), a, b, 2.0, num_points=20)
-    )
     for seed in range(8):
         lam_W, lam_H = (float(10 ** np.random.default_rng([seed, i]).uniform(-3, -1)) for i in range(2))
-        path = run(jr.key(seed), lam_W, lam_H)
+        path = central_path.solve(statistics(*draw(jr.key(seed), [6] * 4, 7), 4), lam_W, lam_H, 2.0, num_points=11)
         grown = jnp.exp(2 * lam_H * path.ts)
         assert (jnp.diff(path.nc1) < 0).all()
         assert (jnp.diff(grown * path.trace_within) < 0).all()
@@ -88,8 +85,8 @@ def test_monotone_for_equal_classes():
 
 def test_stops_at_a_quotient(getkey):
     stats = statistics(*draw(getkey(), [6] * 4, 7), 4)
-    start = central_path.solve(stats, 0.05, 0.03, 1e-3, num_points=2).nc1[0]
-    path = central_path.solve(stats, 0.05, 0.03, 20.0, stop_nc1=float(start) / 2, num_points=11)
+    start = central_path.solve(stats, 0.05, 0.03, 1e-3, num_points=11).nc1[0]
+    path = central_path.solve(stats, 0.05, 0.03, 20.0, stop_nc1=start / 2, num_points=11)
     assert path.result == RESULTS.nc1_reached
     assert path.stop_time < 20
     assert path.nc1[-1] < start / 2
@@ -100,10 +97,10 @@ def test_gradients_and_vmap(getkey):
     stats = statistics(*draw(getkey(), [6] * 4, 7), 4)
 
     def final(lam_H):
-        return central_path.solve(stats, 0.05, lam_H, 1.0, num_points=2).nc1[-1]
+        return central_path.solve(stats, 0.05, lam_H, 1.0, num_points=11).nc1[-1]
 
     lam, step = jnp.array(0.03), 1e-4
-    run = eqx.filter_jit(final)
+    run = final
     numerical = (run(lam + step) - run(lam - step)) / (2 * step)
     np.testing.assert_allclose(eqx.filter_jit(jax.grad(final))(lam), numerical, rtol=1e-4)
     both = eqx.filter_jit(jax.vmap(final))(jnp.array([0.03, 0.1]))
@@ -112,19 +109,19 @@ def test_gradients_and_vmap(getkey):
 
 def test_float32(getkey):
     key = getkey()
-    single = central_path.solve(statistics(*draw(key, [6] * 4, 7, jnp.float32), 4), 0.05, 0.03, 2.0, num_points=3)
+    single = central_path.solve(statistics(*draw(key, [6] * 4, 7, jnp.float32), 4), 0.05, 0.03, 2.0, num_points=11)
     assert single.means.dtype == jnp.float32
     stats = Moments(jnp.full(4, 6), single.means[0].astype(float), single.within_cov[0].astype(float))
-    double = central_path.solve(stats, 0.05, 0.03, 2.0, num_points=3)
+    double = central_path.solve(stats, 0.05, 0.03, 2.0, num_points=11)
     np.testing.assert_allclose(single.means, double.means, atol=1e-3)
 
 
 def test_failure_is_reported(getkey):
     stats = statistics(*draw(getkey(), [6] * 4, 7), 4)
-    path = central_path.solve(stats, 1e-6, 0.0, 10.0, num_points=2, max_steps=16, throw=False)
+    path = central_path.solve(stats, 1e-6, 0.0, 10.0, num_points=11, max_steps=4, throw=False)
     assert path.result == RESULTS.nonlinear_max_steps_reached
     with pytest.raises(RuntimeError):
-        central_path.solve(stats, 1e-6, 0.0, 10.0, num_points=2, max_steps=16)
+        central_path.solve(stats, 1e-6, 0.0, 10.0, num_points=11, max_steps=4)
 
 
 GOOD = Moments(jnp.array([3, 2]), jnp.eye(2, 3), jnp.eye(3))

@@ -4,6 +4,7 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -48,10 +49,10 @@ def solve(
     *,
     weights: Weights = "counts",
     num_points: int = 50,
-    stop_nc1: float | None = None,
+    stop_nc1: Scalar | None = None,
     solver: dfx.AbstractSolver | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
+    rtol: Scalar | None = None,
+    atol: Scalar | None = None,
     max_steps: int = 16_384,
     throw: bool = True,
 ) -> CentralPath:
@@ -112,13 +113,15 @@ def solve(
     means = require(means, jnp.any(means != 0), "`stats.means()` must not all be zero: that is a fixed point.")
     if not isinstance(num_points, int) or num_points < 2:
         raise ValueError(f"`num_points` must be at least 2; got {num_points!r}.")
-    if stop_nc1 is not None and not stop_nc1 > 0:
-        raise ValueError(f"`stop_nc1` must be positive; got {stop_nc1}.")
     double = dtype == np.float64
-    rtol = (1e-8 if double else 1e-5) if rtol is None else rtol
-    atol = (1e-11 if double else 1e-7) if atol is None else atol
+    # Arrays, so that other tolerances do not compile anew.
+    rtol, atol = (
+        positive(default if given is None else given, name, dtype)
+        for name, given, default in (("rtol", rtol, 1e-8 if double else 1e-5), ("atol", atol, 1e-11 if double else 1e-7))
+    )
+    stop = None if stop_nc1 is None else positive(stop_nc1, "stop_nc1", dtype)
     path = _integrate(
-        (p, lam_W, lam_H), (means, within), t1, stop_nc1, dfx.Dopri8() if solver is None else solver, rtol, atol,
+        (p, lam_W, lam_H), (means, within), t1, stop, dfx.Dopri8() if solver is None else solver, rtol, atol,
         num_points, max_steps,
     )  # fmt: skip
     if throw:
@@ -156,17 +159,17 @@ def _integrate(args, state, t1, stop_nc1, solver, rtol, atol, num_points, max_st
         None,
         state,
         args,
-        saveat=dfx.SaveAt(subs=[dfx.SubSaveAt(ts=ts), dfx.SubSaveAt(t1=True)]),
+        saveat=dfx.SaveAt(ts=ts, t1=True),
         stepsize_controller=dfx.PIDController(rtol=rtol, atol=atol),
         event=None if stop_nc1 is None else dfx.Event(collapsed),
         max_steps=max_steps,
         throw=False,
     )
-    (times, end_time), ((means, within), end) = found.ts, found.ys
-    # Diffrax leaves infinities at the times that an early end did not reach.
-    late = ~jnp.isfinite(times)
-    means = jnp.where(late[:, None, None], end[0], means)
-    within = jnp.where(late[:, None, None], end[1], within)
+    # What was saved comes first, the end last; Diffrax leaves infinities behind it where the end came early.
+    last = jnp.sum(jnp.isfinite(found.ts)) - 1
+    end_time, end = found.ts[last], jtu.tree_map(lambda y: y[last], found.ys)
+    late = (jnp.arange(num_points) > last)[:, None, None]
+    means, within = (jnp.where(late, e[None], y[:-1]) for e, y in zip(end, found.ys, strict=True))
     trace = jax.vmap(nc1_quotient, in_axes=(0, 0, None))(means, within, p)
     stopped = found.result == dfx.RESULTS.event_occurred
     result = RESULTS.where(found.result == dfx.RESULTS.max_steps_reached, RESULTS.nonlinear_max_steps_reached,
@@ -181,7 +184,7 @@ def _integrate(args, state, t1, stop_nc1, solver, rtol, atol, num_points, max_st
         nc1=trace[:, 2],
         trace_within=trace[:, 0],
         trace_between=trace[:, 1],
-        stop_time=end_time[0],
+        stop_time=end_time,
         result=result,
         stats={"num_steps": found.stats["num_steps"]},
     )
