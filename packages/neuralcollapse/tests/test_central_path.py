@@ -67,7 +67,14 @@ def test_reduced_flow_is_the_full_flow(weights, getkey):
     assert path.stop_time == 3.0
     if weights == "balanced":
         again = central_path.solve(
-            statistics(features, labels, 4), lam_W, lam_H, 3.0, weights="balanced", rtol=1e-11, atol=1e-13, num_points=11
+            statistics(features, labels, 4),
+            lam_W,
+            lam_H,
+            3.0,
+            weights="balanced",
+            rtol=1e-11,
+            atol=1e-13,
+            num_points=11,
         )
         np.testing.assert_allclose(again.means, path.means, atol=1e-13)
 

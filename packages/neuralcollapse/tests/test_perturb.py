@@ -142,7 +142,7 @@ def test_nc1_ratio_and_beta(frame, getkey):
 
 
 def nc1_pinv(features):
-    means = jnp.stack([features[LABELS == k].mean(0) for k in range(K)])
+    means = jnp.stack([features[k == LABELS].mean(0) for k in range(K)])
     centred = means - means.mean(0, keepdims=True)
     residual = features - means[LABELS]
     within = residual.T @ residual / (K * n)
@@ -159,7 +159,7 @@ def test_prox_follows_the_central_path_to_first_order(getkey):
         h: jax.Array
 
         def means(self):
-            return jnp.stack([self.h[LABELS == k].mean(0) for k in range(K)])
+            return jnp.stack([self.h[k == LABELS].mean(0) for k in range(K)])
 
         def within_cov(self):
             residual = self.h - self.means()[LABELS]
@@ -170,7 +170,7 @@ def test_prox_follows_the_central_path_to_first_order(getkey):
     for beta in betas:
         path = central_path.solve(stats, LAM_W, LAM_H, 1 / beta, num_points=2)
         step = PROX(h0, beta).features
-        here = jnp.stack([step[LABELS == k].mean(0) for k in range(K)])
+        here = jnp.stack([step[k == LABELS].mean(0) for k in range(K)])
         errors.append(float(jnp.linalg.norm(here - path.means[-1]) / jnp.linalg.norm(path.means[-1] - path.means[0])))
         # Corollary 3.2: the step lowers the quotient.
         after = Stats(stats.counts, step)

@@ -79,7 +79,9 @@ def attenuation(lam_W: Scalar, lam_H: Scalar, beta: Scalar) -> Attenuation:
     )
 
 
-def spectrum(lam_W: Scalar, lam_H: Scalar, beta: Scalar, *, num_classes: int, class_size: int, dim: int) -> BlockSpectrum:
+def spectrum(
+    lam_W: Scalar, lam_H: Scalar, beta: Scalar, *, num_classes: int, class_size: int, dim: int
+) -> BlockSpectrum:
     r"""Return the singular values of the response between classes, with multiplicities.
 
     **Arguments:**
@@ -171,9 +173,7 @@ def predict_nc1_ratio(lam_W: Scalar, lam_H: Scalar, beta: Scalar) -> Float[Array
     return attenuation(lam_W, lam_H, beta).within_span ** 2
 
 
-def estimate_beta(
-    nc1: Float[Array, " layers"], lam_W: Scalar, lam_H: Scalar
-) -> Float[Array, " links"]:
+def estimate_beta(nc1: Float[Array, " layers"], lam_W: Scalar, lam_H: Scalar) -> Float[Array, " links"]:
     r"""Fit `beta` for every link of a network from the `nc1_pinv` of its layers: a profile over depth.
 
     A small value is an expressive link. It is the inverse of [`neuralcollapse.perturb.predict_nc1_ratio`][], so it
@@ -210,7 +210,11 @@ def _strengths(lam_W, lam_H, beta) -> tuple[Array, Array, Array]:
     dtype = jnp.result_type(lam_W, lam_H, beta, 1.0)
     lam_W, lam_H = positive(lam_W, "lam_W", dtype), positive(lam_H, "lam_H", dtype)
     lam_W = require(
-        lam_W, lam_W * lam_H < 1, "`lam_W * lam_H` must be below one, else the minimum is zero.", lam_W=lam_W, lam_H=lam_H
+        lam_W,
+        lam_W * lam_H < 1,
+        "`lam_W * lam_H` must be below one, else the minimum is zero.",
+        lam_W=lam_W,
+        lam_H=lam_H,
     )
     return lam_W, lam_H, positive(beta, "beta", dtype)
 

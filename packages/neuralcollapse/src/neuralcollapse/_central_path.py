@@ -117,7 +117,10 @@ def solve(
     # Arrays, so that other tolerances do not compile anew.
     rtol, atol = (
         positive(default if given is None else given, name, dtype)
-        for name, given, default in (("rtol", rtol, 1e-8 if double else 1e-5), ("atol", atol, 1e-11 if double else 1e-7))
+        for name, given, default in (
+            ("rtol", rtol, 1e-8 if double else 1e-5),
+            ("atol", atol, 1e-11 if double else 1e-7),
+        )
     )
     stop = None if stop_nc1 is None else positive(stop_nc1, "stop_nc1", dtype)
     path = _integrate(

@@ -98,7 +98,9 @@ def prox(
         positive(lam_H, "lam_H", dtype, allow_zero=True),
         positive(beta, "beta", dtype),
     )
-    out = _prox(h0, labels, strengths, num_classes, 1e3 * float(jnp.finfo(dtype).eps) if tol is None else tol, max_steps)
+    out = _prox(
+        h0, labels, strengths, num_classes, 1e3 * float(jnp.finfo(dtype).eps) if tol is None else tol, max_steps
+    )
     if throw:
         out = out.result.error_if(out, out.result != RESULTS.successful)
     return out
@@ -206,7 +208,7 @@ def _respond(h, labels, change, strengths, num_classes, solver):
 
 @eqx.filter_jit
 def _prox(h0, labels, strengths, num_classes, tol, max_steps) -> Prox:
-    lam_W, lam_H, beta = strengths
+    _, lam_H, beta = strengths
     theta = (*_shares(h0, labels, num_classes), *strengths)
     frozen = jax.lax.stop_gradient(theta)
     start = ridge_classifier(frozen[1], frozen[2], frozen[0], frozen[3])

@@ -350,7 +350,9 @@ def _minimum(problem: _Problem, tau: Array, strengths: Array) -> MSESolution:
 @eqx.filter_jit
 def _mapped(problem: _Problem, tau: Array, cut: Array, strengths: Array, which: str | None) -> Array:
     """Return the product (`which=None`) or a Gram matrix of the factors, in the frame of the target."""
-    shared: dict[str, Array] = dict(kept=jnp.logical_not(cut).astype(tau.dtype), total=problem.total, log=jnp.log(strengths))
+    shared: dict[str, Array] = dict(
+        kept=jnp.logical_not(cut).astype(tau.dtype), total=problem.total, log=jnp.log(strengths)
+    )
     fn = _mode_function(problem.depth, which)
     if problem.matrix is None:
         u, v = problem.vectors()
