@@ -57,6 +57,7 @@ def test_reduced_flow_is_the_full_flow(weights, getkey):
         dfx.ODETerm(velocity), dfx.Dopri8(), 0.0, 3.0, 0.01, features,
         stepsize_controller=dfx.PIDController(rtol=1e-11, atol=1e-13), max_steps=4096,
     )  # fmt: skip
+    assert full.ys is not None
     _, means, within = sample_moments(full.ys[-1], labels, 4)
     path = central_path.solve(
         statistics(features, labels, 4), lam_W, lam_H, 3.0, weights="counts", rtol=1e-11, atol=1e-13, num_points=11

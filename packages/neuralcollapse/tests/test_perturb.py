@@ -1,5 +1,7 @@
 """The perturbation model: oracles O9 and O10 of the specification, and its link to the central path."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -196,7 +198,7 @@ def test_float32_and_vmap(frame, getkey):
 
 def test_bad_input(frame):
     h = jnp.ones((K * n, d))
-    good = dict(lam_W=0.6, lam_H=0.3, beta=1.0, num_classes=K)
+    good: dict[str, Any] = dict(lam_W=0.6, lam_H=0.3, beta=1.0, num_classes=K)
     with pytest.raises(ValueError, match="must be below one"):
         perturb.attenuation(2.0, 1.0, 1.0)
     with pytest.raises(ValueError, match="`beta` must be positive"):

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, cast
 
 import diffrax as dfx
 import equinox as eqx
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._arguments import Scalar, positive, require
-from ._results import RESULTS
+from ._results import RESULTS, choose
 from ._statistics import Statistics, Weights, class_weights, moments, nc1_quotient, ridge_classifier
 
 
@@ -169,17 +169,18 @@ def _integrate(args, state, t1, stop_nc1, solver, rtol, atol, num_points, max_st
         throw=False,
     )
     # What was saved comes first, the end last; Diffrax leaves infinities behind it where the end came early.
-    last = jnp.sum(jnp.isfinite(found.ts)) - 1
-    end_time, end = found.ts[last], jtu.tree_map(lambda y: y[last], found.ys)
+    times, states = cast(tuple[Array, tuple[Array, Array]], (found.ts, found.ys))
+    last = jnp.sum(jnp.isfinite(times)) - 1
+    end = jtu.tree_map(lambda y: y[last], states)
     late = (jnp.arange(num_points) > last)[:, None, None]
-    means, within = (jnp.where(late, e[None], y[:-1]) for e, y in zip(end, found.ys, strict=True))
+    means, within = (jnp.where(late, e[None], y[:-1]) for e, y in zip(end, states, strict=True))
     trace = jax.vmap(nc1_quotient, in_axes=(0, 0, None))(means, within, p)
     stopped = found.result == dfx.RESULTS.event_occurred
-    result = RESULTS.where(found.result == dfx.RESULTS.max_steps_reached, RESULTS.nonlinear_max_steps_reached,
+    result = choose(found.result == dfx.RESULTS.max_steps_reached, RESULTS.nonlinear_max_steps_reached,
                            RESULTS.nonfinite)  # fmt: skip
-    result = RESULTS.where(found.result == dfx.RESULTS.successful, RESULTS.successful, result)
-    result = RESULTS.where(stopped, RESULTS.nc1_reached, result)
-    result = RESULTS.where(jnp.all(jnp.isfinite(end[0])), result, RESULTS.nonfinite)
+    result = choose(found.result == dfx.RESULTS.successful, RESULTS.successful, result)
+    result = choose(stopped, RESULTS.nc1_reached, result)
+    result = choose(jnp.all(jnp.isfinite(end[0])), result, RESULTS.nonfinite)
     return CentralPath(
         ts=ts,
         means=means,
@@ -187,7 +188,7 @@ def _integrate(args, state, t1, stop_nc1, solver, rtol, atol, num_points, max_st
         nc1=trace[:, 2],
         trace_within=trace[:, 0],
         trace_between=trace[:, 1],
-        stop_time=end_time,
+        stop_time=times[last],
         result=result,
         stats={"num_steps": found.stats["num_steps"]},
     )

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from ._arguments import Scalar, finite, positive, require
 from ._attenuation import collapsed_frame
-from ._results import RESULTS
+from ._results import RESULTS, choose
 from ._statistics import ridge_classifier, sample_moments
 
 
@@ -223,8 +223,8 @@ def _prox(h0, labels, strengths, num_classes, tol, max_steps) -> Prox:
     target = jax.nn.one_hot(labels, num_classes, dtype=h0.dtype)
     pull = w.T @ w + (lam_H + beta) * jnp.eye(h0.shape[1], dtype=h0.dtype)
     features = jnp.linalg.solve(pull, (target @ w + beta * h0).T).T
-    result = RESULTS.where(peak <= tol, RESULTS.successful, RESULTS.nonlinear_max_steps_reached)
-    result = RESULTS.where(jnp.isfinite(value), result, RESULTS.nonfinite)
+    result = choose(peak <= tol, RESULTS.successful, RESULTS.nonlinear_max_steps_reached)
+    result = choose(jnp.isfinite(value), result, RESULTS.nonfinite)
     value = reduced_objective(w, theta)
     return Prox(features, w, value, peak, result, {"num_steps": found.stats["num_steps"]})
 

@@ -1,4 +1,7 @@
+from typing import Any
+
 import implicit_core
+from jaxtyping import Array, Bool
 
 
 class RESULTS(implicit_core.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
@@ -26,3 +29,8 @@ class RESULTS(implicit_core.RESULTS):  # pyright: ignore[reportGeneralTypeIssues
         "which bounds its distance from the optimal value all the same."
     )
     nc1_reached = "The within-class variability fell below `stop_nc1`, and the path was ended there, as asked."
+
+
+def choose(pred: Bool[Array, "..."], yes: Any, no: Any) -> RESULTS:
+    """Return the member `yes` where `pred` holds, else `no`."""
+    return RESULTS.where(pred, yes, no)

@@ -133,7 +133,7 @@ def sgd_eta_max(
 
 
 def mean_square_map(
-    P: Float[Array, "p p"], gradients: Float[Array, "n p"], eta: Scalar, batch_size: int
+    P: Float[Array, "p p"], gradients: Float[Array, "n p"], eta: Scalar, batch_size: Scalar
 ) -> Float[Array, "p p"]:
     r"""Return the covariance of SGD's iterates one step on, from `P`, with replacement: the map whose radius decides.
 
@@ -149,5 +149,6 @@ def mean_square_map(
     g = gradients.T @ gradients / n
     quadratic = jnp.einsum("ir,rs,is->i", gradients, P, gradients)
     mixed = (gradients * quadratic[:, None]).T @ gradients / n
-    noise = (1 - 1 / batch_size) * g @ P @ g + mixed / batch_size
+    single = 1 / jnp.asarray(batch_size, P.dtype)
+    noise = (1 - single) * g @ P @ g + single * mixed
     return P - step * (g @ P + P @ g) + step**2 * noise

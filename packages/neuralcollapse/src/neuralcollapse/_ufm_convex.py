@@ -9,7 +9,7 @@ from implicit_core.implicit import fixed_point
 from jaxtyping import Array, Bool, Float
 
 from ._arguments import Counts, Scalar, class_counts, positive, require
-from ._results import RESULTS
+from ._results import RESULTS, choose
 from ._spectral import left_gram, spectral_map
 
 
@@ -182,9 +182,9 @@ def _solve(loss, n, strengths, smooth, offset, tol, max_steps) -> ConvexSolution
     matrix = fixed_point(step)(lambda _, best: best)(data, best)
     gap, dual_norm = _gap(value, dual, best, frozen)
     reached = steps >= max_steps
-    result = RESULTS.where(reached, RESULTS.nonlinear_max_steps_reached, RESULTS.gap_stagnation)
-    result = RESULTS.where(gap <= tol, RESULTS.successful, result)
-    result = RESULTS.where(jnp.isfinite(gap), result, RESULTS.nonfinite)
+    result = choose(reached, RESULTS.nonlinear_max_steps_reached, RESULTS.gap_stagnation)
+    result = choose(gap <= tol, RESULTS.successful, result)
+    result = choose(jnp.isfinite(gap), result, RESULTS.nonfinite)
     total = smooth_part(matrix, data) + data.weight * jnp.sum(jnp.linalg.svd(matrix, compute_uv=False))
     logits = (matrix / jnp.sqrt(n)[None]).T
     peak = jnp.max(jnp.abs(jax.lax.stop_gradient(logits)), axis=1)

@@ -9,7 +9,7 @@ import optimistix as optx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._arguments import Counts, Scalar, check_depth, class_counts, positive
-from ._results import RESULTS
+from ._results import RESULTS, choose
 from ._ufm_mse import strengths
 from ._ufm_scalar import mode_penalty
 
@@ -201,7 +201,7 @@ def _best_scale(gram, rank, unit, root, lams) -> UpperBound:
     alpha = (low + high) / 2
     alpha = jnp.where(value(alpha) < value(0 * alpha), alpha, 0)
     s = jnp.where(jnp.arange(gram.shape[0]) < rank, unit * alpha * root, 0)
-    result = RESULTS.where(jnp.isfinite(alpha), RESULTS.successful, RESULTS.nonfinite)
+    result = choose(jnp.isfinite(alpha), RESULTS.successful, RESULTS.nonfinite)
     return _bound(value(alpha), alpha * gram, s, result)
 
 

@@ -8,7 +8,7 @@ import jax.tree_util as jtu
 import optimistix as optx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._results import RESULTS
+from ._results import RESULTS, choose
 from ._ufm_minimiser import Minimiser
 from ._ufm_mse import MSESolution
 
@@ -82,5 +82,5 @@ def fit(
     loss, gradient = jax.value_and_grad(solution.objective)(found.value)
     peaks = [jnp.max(jnp.abs(leaf)) for leaf in jtu.tree_leaves(gradient)]
     result = RESULTS.promote(found.result)
-    result = RESULTS.where(jnp.isfinite(loss), result, RESULTS.nonfinite)
+    result = choose(jnp.isfinite(loss), result, RESULTS.nonfinite)
     return Fit(found.value, loss, jnp.max(jnp.stack(peaks)), result, {"num_steps": found.stats["num_steps"]})
