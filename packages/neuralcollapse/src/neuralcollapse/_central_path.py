@@ -151,7 +151,8 @@ def _integrate(args, state, t1, stop_nc1, solver, rtol, atol, num_points, max_st
 
     def collapsed(t, y, args, **kwargs):
         del t, kwargs
-        return nc1_quotient(*y, args[0])[2] < stop_nc1
+        means, within = y
+        return nc1_quotient(means, within, args[0])[2] < stop_nc1
 
     ts = jnp.linspace(0, t1, num_points)
     found = dfx.diffeqsolve(

@@ -9,7 +9,6 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._perp_grad import nlm_alignment
-from ._softmax_collapse import softmax_collapse_fraction
 
 
 class ModularData(eqx.Module):
@@ -34,7 +33,7 @@ class GrokkingRun(eqx.Module):
 
     - `steps`: how many steps had been made, `[records]`.
     - `train_accuracy`, `test_accuracy`, `train_loss`: at those steps.
-    - `collapsed`: the fraction of training samples in softmax collapse.
+    - `collapsed`: the fraction of training samples whose loss is exactly zero: with softmax, those in softmax collapse.
     - `alignment`: the cosine of minus the gradient with the parameters.
     - `params`: the final weights.
     """
@@ -157,7 +156,7 @@ def _train(data, params, optimiser, loss_fn, logit_dtype, num_steps, record_ever
             accuracy(params, data.train_x, data.train_y),
             accuracy(params, data.test_x, data.test_y),
             value,
-            softmax_collapse_fraction(apply(params, data.train_x), data.train_y),
+            jnp.mean((loss_fn(apply(params, data.train_x), data.train_y) == 0).astype(jnp.float32)),
             nlm_alignment(grads, params).total_cosine,
         )
         return carry, row
