@@ -69,4 +69,4 @@ def test_own_class_logits_of_a_network_are_those_of_the_oracle():
     oracle = ufm.solve_mse(COUNTS, 1, lam, lam)
     np.testing.assert_allclose(own, jnp.diag(oracle.logits), atol=5e-3)
     np.testing.assert_allclose(np.sum(means**2, axis=1), jnp.diag(oracle.gram_means), rtol=0.02)
-    assert 1 - 1e-4 < objective((layers, head)) / oracle.loss < 1.005
+    assert 1 - 1e-4 < float(objective((layers, head))) / float(oracle.loss) < 1.005

@@ -28,7 +28,7 @@ class Estimate(eqx.Module):
     num_probes: int = eqx.field(static=True)
     num_matvecs: int = eqx.field(static=True)
 
-    def interval(self, level: float = 0.95) -> tuple[Float[Array, "..."], Float[Array, ""]]:
+    def interval(self, level: float = 0.95) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """Return a confidence interval by Student's t distribution, as if the samples were Gaussian."""
         if not 0 < level < 1:
             raise ValueError(f"`level` must be between zero and one; got {level}.")
