@@ -15,7 +15,7 @@ from ._ufm_minimiser import Minimiser, factor_minimiser
 from ._ufm_scalar import fraction_of_log, log_ratio, mode_penalty, mode_value, spinodal, threshold
 
 
-# Untreated by a type variable, the bias is one of two words or the strength of its own L2 term.
+# One of two words, or the strength of its own L2 term.
 Bias: TypeAlias = Literal["none", "free"] | Scalar
 Widths: TypeAlias = int | Sequence[int] | None
 
@@ -25,8 +25,7 @@ class MSESolution(eqx.Module):
 
     Modes are the singular values of the product $Z = W_M \cdots W_1 H$. Without bias mode $k$ is class $k$, in the
     order of `counts`; otherwise modes come in the order of `tau`. Everything but the masks is differentiable with
-    respect to the class sizes and regularisation strengths (`sigma`, `loss` and `n_crit` to any order for models
-    without bias), on either side of a threshold; derivatives of a collapsed mode are zero.
+    respect to the class sizes and regularisation strengths (for models without bias also to second order), on either side of a threshold; derivatives of a collapsed mode are zero.
 
     **Attributes:**
 
