@@ -1,29 +1,18 @@
-"""Refusing bad values at the earliest point: eagerly where they are known, else at run time."""
+"""Arguments that are numbers: checked, in one dtype."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-import equinox as eqx
-import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
+
+from ._check import require
 
 
 Scalar: TypeAlias = float | int | Real[Array, ""] | Real[np.ndarray, ""] | np.generic
 # Class sizes: a list, or an array that may be traced and differentiated.
 Counts: TypeAlias = Sequence[int] | Sequence[float] | Real[Array, " K"] | Real[np.ndarray, " K"]
-
-
-def require(x: Array, ok: Array, message: str, **got: Array) -> Array:
-    """Return `x`, having made sure that `ok` holds: a `ValueError` that quotes the values, or Equinox's run-time error."""
-    if isinstance(ok, jax.core.Tracer):
-        return eqx.error_if(x, jnp.logical_not(ok), message)
-    if not bool(ok):
-        values = ", ".join(f"{name} = {np.asarray(value).tolist()}" for name, value in got.items())
-        raise ValueError(f"{message} Got {values}." if values else message)
-    return x
 
 
 def as_float(x: Any, name: str) -> Array:

@@ -2,7 +2,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from ._arguments import Scalar, finite, positive, require
+from ._arguments import Scalar, finite, positive
+from ._check import require
 
 
 class Attenuation(eqx.Module):

@@ -8,7 +8,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._arguments import Scalar, positive, require
+from ._arguments import Scalar, positive
+from ._check import require
 from ._results import RESULTS, choose
 from ._statistics import Statistics, Weights, class_weights, moments, nc1_quotient, ridge_classifier
 

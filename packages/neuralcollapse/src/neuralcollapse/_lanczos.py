@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from ._arguments import Scalar, require
+from ._arguments import Scalar
+from ._check import require
 from ._hessian import Curvature, flat_product
 
 

@@ -9,8 +9,9 @@ from implicit_core.implicit import argmin
 from implicit_core.krylov import PCG
 from jaxtyping import Array, Float, Int
 
-from ._arguments import Scalar, finite, positive, require
+from ._arguments import Scalar, finite, positive
 from ._attenuation import collapsed_frame
+from ._check import require
 from ._results import RESULTS, choose
 from ._statistics import ridge_classifier, sample_moments
 

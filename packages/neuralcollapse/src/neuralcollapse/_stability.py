@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._arguments import Scalar, finite, positive, require
+from ._arguments import Scalar, finite, positive
+from ._check import require
 from ._lanczos import lanczos
 
 

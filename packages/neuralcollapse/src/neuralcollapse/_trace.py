@@ -8,7 +8,7 @@ import jax.random as jr
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._arguments import require
+from ._check import require
 from ._hessian import Curvature, flat_product
 
 

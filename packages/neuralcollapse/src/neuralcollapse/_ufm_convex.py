@@ -8,7 +8,8 @@ from implicit_core.certify import Certificate
 from implicit_core.implicit import fixed_point
 from jaxtyping import Array, Bool, Float
 
-from ._arguments import Counts, Scalar, class_counts, positive, require
+from ._arguments import Counts, Scalar, class_counts, positive
+from ._check import require
 from ._results import RESULTS, choose
 from ._spectral import left_gram, spectral_map
 

@@ -9,7 +9,8 @@ import lineax as lx
 from implicit_core.implicit import root
 from jaxtyping import Array, ArrayLike, Float
 
-from ._arguments import as_float, check_depth, require
+from ._arguments import as_float, check_depth
+from ._check import require
 
 
 def threshold(depth: int) -> float:
