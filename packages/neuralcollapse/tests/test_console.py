@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 from neuralcollapse.__main__ import main
 
@@ -34,9 +35,23 @@ def test_digits_reach_the_oracle(tmp_path):
     assert answer["figures"] == [str(picture)]
 
 
+def test_a_deep_head_is_compared_with_the_optimum_of_its_depth(capsys):
+    # Too few steps to get near, enough to say how far.
+    with jax.numpy_dtype_promotion("standard"):
+        assert main(["--json", "--steps", "40", "--depth", "2", "--lam", "5e-3"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert "heads of depth 2" in answer["summary"]
+    assert answer["classes that the optimum gives up"] == "7, 8, 9"
+    parts = answer["above the optimum, % of it, by part"]
+    assert "head layer 2" in parts
+    assert answer["rows"][9]["predicted"] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--depth", "0"], "`--depth` must be at least 1, got 0"),
+        (["--lam", "-1"], "`--lam` must be positive and finite, got -1.0"),
         (["--seed", "-1"], "`--seed` must not be negative, got -1"),
         (["--steps", "0"], "`--steps` must be at least 1, got 0"),
         (["--plot", "out.txt"], "`--plot` must name a file that ends in .png or .svg or .pdf, got out.txt"),

@@ -1,8 +1,11 @@
+from typing import Any
+
 import jax.numpy as jnp
+import jax.random as jr
 import matplotlib
 import numpy as np
 import pytest
-from neuralcollapse import Monitor, metrics, plot
+from neuralcollapse import ClassStats, Monitor, metrics, plot, ufm
 
 
 matplotlib.use("Agg")
@@ -49,3 +52,26 @@ def test_bars_mark_the_collapsed(samples, collect):
     assert labels[0] == "0\n(9)"
     assert labels[3] == "3\n(2)\n collapsed"
     axis.figure.canvas.draw()
+
+
+def test_optimality_bars(getkey):
+    labels = jnp.asarray(np.repeat(np.arange(3), 4))
+    stats = ClassStats.init(3, 5).update(jr.normal(getkey(), (12, 5)), labels)
+    report = ufm.optimality(stats, [jr.normal(getkey(), (3, 5))], 1e-2, 1e-2)
+    axis = plot.optimality_bars(report)
+    bars: Any = axis.patches
+    widths = [bar.get_width() for bar in bars]
+    assert sum(widths[:5]) == pytest.approx(100 * float(report.loss / report.optimum), rel=1e-6)
+    assert sum(widths[5:]) == pytest.approx(100, rel=1e-6)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_phase_diagram(depth):
+    figure, axis = plt.subplots()
+    assert plot.phase_diagram(depth, 4, 50, mark=(1e-3, 5), ax=axis) is axis
+    image = np.ma.filled(axis.collections[0].get_array(), np.nan)
+    logits = image.reshape(120, 120)
+    # A large class under weak regularisation is fitted, a single sample under a strong one is given up.
+    assert logits[-1, 0] > 0.9
+    assert np.isnan(logits[0, -1])
+    figure.canvas.draw()

@@ -4,6 +4,7 @@ import argparse
 import base64
 import html
 import json
+import math
 import pathlib
 import sys
 import tempfile
@@ -25,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         _check(arguments)
-        experiment = run(arguments.steps, arguments.seed, every=max(1, arguments.steps // 30))
+        every = max(1, arguments.steps // 30)
+        experiment = run(arguments.steps, arguments.seed, every, depth=arguments.depth, lam=arguments.lam)
         answer = _answer(experiment, arguments.plot)
         if arguments.plot is not None:
             draw(experiment, str(arguments.plot))
@@ -53,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--html", type=pathlib.Path, metavar="FILE", help="save a page with the picture and the table")
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the initial weights (default 0)")
+    parser.add_argument("--depth", type=int, default=1, metavar="M", help="layers of the linear head (default 1)")
+    parser.add_argument("--lam", type=float, default=LAM, metavar="X", help=f"of the regularisation (default {LAM:g})")
     parser.add_argument("--steps", type=int, default=3000, metavar="N", help="training steps (default 3000)")
     return parser
 
@@ -61,6 +65,10 @@ def _check(arguments: argparse.Namespace) -> None:
     # Before a minute is spent: a wrong suffix or folder would otherwise be found out at the end.
     if arguments.seed < 0:
         raise ValueError(f"`--seed` must not be negative, got {arguments.seed}")
+    if arguments.depth < 1:
+        raise ValueError(f"`--depth` must be at least 1, got {arguments.depth}")
+    if not (math.isfinite(arguments.lam) and arguments.lam > 0):
+        raise ValueError(f"`--lam` must be positive and finite, got {arguments.lam}")
     if arguments.steps < 1:
         raise ValueError(f"`--steps` must be at least 1, got {arguments.steps}")
     for name, suffixes in (("plot", (".png", ".svg", ".pdf")), ("html", (".html",))):
@@ -76,7 +84,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _answer(experiment: Experiment, plot: pathlib.Path | None) -> dict[str, Any]:
-    gof = experiment.gof
+    gof, found = experiment.gof, experiment.optimality
     last = experiment.monitor.history[-1].reports["into the head"]
     columns = {
         "own logit": gof.logits,
@@ -96,10 +104,15 @@ def _answer(experiment: Experiment, plot: pathlib.Path | None) -> dict[str, Any]
     }
     return {
         "title": "neuralcollapse: digits of unequal classes against the theoretical optimum",
-        "summary": f"The loss, {experiment.loss:.6g}, is {100 * (experiment.loss / experiment.optimum - 1):.3g} % above the "
-        f"optimum over all features and heads, {experiment.optimum:.6g} (lambda = {LAM:g}). The own logits of the class means "
-        f"are within {experiment.logit_error:.1e} of those of the optimum.",
+        "summary": f"The loss, {float(found.loss):.6g}, is {100 * float(found.excess):.3g} % above the optimum over all "
+        f"features and heads of depth {found.solution.depth}, {float(found.optimum):.6g} (lambda = {experiment.lam:g}). The own "
+        f"logits of the class means are within {experiment.logit_error:.1e} of those of the optimum.",
         "rows": rows,
+        "above the optimum, % of it, by part": ", ".join(
+            f"{name} {100 * float(value - found.optimal_parts[name]) / float(found.optimum):+.2g}"
+            for name, value in found.parts.items()
+        ),
+        "classes that the optimum gives up": ", ".join(map(str, np.flatnonzero(gof.collapsed))) or "none",
         "NC1 by layer, tr S_W / tr S_B": ", ".join(f"{name} {value:.3g}" for name, value in layers.items()),
         "W Hbar against diag(q), NC3_WH": f"{float(gof.nc3_wh):.2e}",
         "samples that the head and the nearest mean put apart": f"{100 * float(np.asarray(last.ncc_mismatch)):.3g} %",

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools as ft
 import math
 import sys
 from collections.abc import Iterator
@@ -12,11 +13,15 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 
 from ._gof import GOFReport, gof_report
 from ._layerwise import Profile, layerwise
 from ._monitor import Monitor
+from ._optimality import Optimality, optimality
+from ._taps import capture
+from ._ufm_mse import solve_mse
 
 
 COUNTS = (100, 80, 60, 50, 40, 30, 20, 10, 5, 3)
@@ -25,26 +30,34 @@ WIDTH = 128
 
 
 class Network(eqx.Module):
-    """Two ReLU layers, a linear feature layer, and a linear head without bias."""
+    """Two ReLU layers, a linear feature layer, and a linear head without bias, of one layer or more."""
 
     layers: list[eqx.nn.Linear]
+    head: list[eqx.nn.Linear]
 
-    def __init__(self, key: Any):
-        sizes = (64, WIDTH, WIDTH, WIDTH, len(COUNTS))
-        keys = jr.split(key, 4)
-        self.layers = [
-            eqx.nn.Linear(i, o, use_bias=o == WIDTH, key=k) for i, o, k in zip(sizes, sizes[1:], keys, strict=False)
-        ]
-
-    def __call__(self, x: Float[Array, " 64"]) -> Float[Array, " 10"]:
-        """Return the logits."""
-        return self.layers[3](self.features(x))
+    def __init__(self, depth: int, key: Any):
+        *keys, last = jr.split(key, 3 + depth)
+        sizes = (64, WIDTH, WIDTH, WIDTH)
+        self.layers = [eqx.nn.Linear(i, o, key=k) for i, o, k in zip(sizes, sizes[1:], keys, strict=False)]
+        hidden = [eqx.nn.Linear(WIDTH, WIDTH, use_bias=False, key=k) for k in keys[3:]]
+        self.head = [*hidden, eqx.nn.Linear(WIDTH, len(COUNTS), use_bias=False, key=last)]
 
     def features(self, x: Float[Array, " 64"]) -> Float[Array, " 128"]:
         """Return what enters the head."""
         for layer in self.layers[:2]:
             x = jax.nn.relu(layer(x))
         return self.layers[2](x)
+
+    def __call__(self, x: Float[Array, " 64"]) -> Float[Array, " 10"]:
+        """Return the logits."""
+        x = self.features(x)
+        for layer in self.head:
+            x = layer(x)
+        return x
+
+    def weights(self) -> list[Float[Array, "_ _"]]:
+        """Return the weights of the head, first layer first."""
+        return [layer.weight for layer in self.head]
 
 
 @dataclasses.dataclass
@@ -56,15 +69,15 @@ class Experiment:
     - `monitor`: its history; `loss` and `excess` (the loss over the optimum, minus one) are recorded with it.
     - `profile`: the layers at the end.
     - `gof`: the head at the end, against the optimum.
-    - `optimum`: the least loss that any features can have.
-    - `loss`: the loss at the end.
+    - `optimality`: the loss at the end, against the optimum, and its parts.
+    - `lam`: the strength of the regularisation.
     """
 
     monitor: Monitor
     profile: Profile
     gof: GOFReport
-    optimum: float
-    loss: float
+    optimality: Optimality
+    lam: float
 
     @property
     def logit_error(self) -> float:
@@ -72,22 +85,22 @@ class Experiment:
         return float(jnp.max(jnp.abs(self.gof.logits - self.gof.predicted_logits)))
 
 
-def run(num_steps: int = 3000, seed: int = 0, every: int = 200) -> Experiment:
+def run(num_steps: int = 3000, seed: int = 0, every: int = 200, *, depth: int = 1, lam: float = LAM) -> Experiment:
     """Train full-batch by Adam, with L2 on the features and the head only, and measure on the way.
 
-    The objective is (1/2N) |W H - Y|^2 + (lam/2) (|W|^2 + |H|^2), whose least value over all features and heads is known.
+    The objective is (1/2N) |W_M ... W_1 H - Y|^2 + (lam/2) (|W_1|^2 + ... + |W_M|^2 + |H|^2), whose least value over all
+    features and heads is known.
     """
-    with demo_extra():
-        import optax
-
     x, y = data()
     targets = jax.nn.one_hot(y, len(COUNTS), dtype=x.dtype)
     optimiser = optax.adam(optax.cosine_decay_schedule(1e-3, num_steps))
 
     def objective(model: Network) -> Array:
-        h = jax.vmap(model.features)(x)
-        residual = h @ model.layers[3].weight.T - targets
-        return jnp.sum(residual**2) / (2 * len(x)) + LAM / 2 * (jnp.sum(h**2) + jnp.sum(model.layers[3].weight ** 2))
+        h = out = jax.vmap(model.features)(x)
+        for layer in model.head:
+            out = jax.vmap(layer)(out)
+        squares = jnp.sum(h**2) + sum(jnp.sum(w**2) for w in model.weights())
+        return jnp.sum((out - targets) ** 2) / (2 * len(x)) + lam / 2 * squares
 
     @eqx.filter_jit
     def train(model: Network, state: Any) -> tuple[Network, Any, Array]:
@@ -103,14 +116,14 @@ def run(num_steps: int = 3000, seed: int = 0, every: int = 200) -> Experiment:
         model = eqx.combine(dynamic, static)
         return model, state, objective(model)
 
-    model = Network(jr.key(seed))
+    model = Network(depth, jr.key(seed))
     state = optimiser.init(eqx.filter(model, eqx.is_array))
-    logits, optimum = prediction()
-    layers = {f"into layer {i + 1}": (lambda m, i=i: m.layers[i]) for i in range(3)}
+    solution = solve_mse(COUNTS, depth, lam, lam, widths=WIDTH)
+    optimum = float(solution.loss)
     monitor = Monitor(
-        features_fn=_features(layers),
+        features_fn=_features(),
         num_classes=len(COUNTS),
-        head_fn=lambda m: (m.layers[3].weight, None),
+        head_fn=lambda m: (ft.reduce(lambda above, w: w @ above, m.weights()), None),
         sinks=[lambda r: say(f"step {r.step}/{num_steps}: {100 * r.extra['excess']:.3g} % above the optimum")],
     )
     loss = objective(model)
@@ -120,16 +133,9 @@ def run(num_steps: int = 3000, seed: int = 0, every: int = 200) -> Experiment:
         monitor.measure(done, model, [(x, y)], loss=loss, excess=float(loss) / optimum - 1)
     last = monitor.history[-1]
     stats = last.stats["into the head"]
-    gof = gof_report(stats, [model.layers[3].weight], logits, lam_H=LAM)
-    return Experiment(monitor, layerwise(last.stats), gof, optimum, float(loss))
-
-
-def prediction() -> tuple[Float[np.ndarray, " 10"], float]:
-    """Return the own-class logits and the loss of the optimum at depth one: singular values max(0, sqrt n - N sqrt(lam lam))."""
-    n, total = np.array(COUNTS, float), sum(COUNTS)
-    sigma = np.maximum(0, np.sqrt(n) - total * LAM)
-    loss = np.sum((sigma - np.sqrt(n)) ** 2) / (2 * total) + LAM * np.sum(sigma)
-    return sigma / np.sqrt(n), float(loss)
+    gof = gof_report(stats, model.weights(), jnp.diagonal(solution.logits), lam_H=lam)
+    found = optimality(stats, model.weights(), lam, lam)
+    return Experiment(monitor, layerwise(last.stats), gof, found, lam)
 
 
 def data() -> tuple[Float[Array, "n 64"], Array]:
@@ -157,10 +163,9 @@ def demo_extra() -> Iterator[None]:
         raise ImportError(f'This needs the extra `demo`: pip install "neuralcollapse[demo]". ({error})') from error
 
 
-def _features(layers: dict[str, Any]) -> Any:
-    from ._taps import capture
-
-    where = {**layers, "into the head": lambda m: m.layers[3]}
+def _features() -> Any:
+    where = {f"into layer {i + 1}": (lambda m, i=i: m.layers[i]) for i in range(3)}
+    where["into the head"] = lambda m: m.head[0]
 
     def features(model: Network, x: Any) -> dict[str, Any]:
         seen = jax.vmap(capture(model, where))(x)[1]
@@ -175,9 +180,10 @@ def draw(experiment: Experiment, path: str) -> None:
 
     from . import plot
 
-    figure, ((top, right), (low, last)) = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(17, 8.5), layout="constrained")
+    (top, right, phase), (low, last, bars) = axes
     monitor, gof = experiment.monitor, experiment.gof
-    plot.phases(monitor, ("nc1_pinv", "nc1_quotient", "etf_distance", "self_duality"), ax=top)
+    plot.phases(monitor, ("nc1_pinv", "nc1_quotient", "cdnv"), ax=top)
     top.set_title("collapse of the last features during training")
     steps, excess = monitor.curve("excess")
     right.plot(steps, 100 * np.maximum(excess, math.ulp(1.0)), marker=".")
@@ -185,9 +191,15 @@ def draw(experiment: Experiment, path: str) -> None:
         yscale="log", xlabel="training step", ylabel="% above the theoretical optimum", title="loss against the optimum"
     )
     right.grid(alpha=0.3)
-    plot.depth_profile(experiment.profile, ax=low)
+    plot.depth_profile(experiment.profile, ("nc1_pinv", "nc1_quotient", "cdnv"), ax=low)
     low.set_title("depth profile at the end")
     plot.gof_bars(gof, COUNTS, ax=last)
     last.set_title(f"own logits: largest difference {experiment.logit_error:.1e}")
+    found = experiment.optimality
+    # As many samples as there are, all classes but the smallest of one size.
+    majority = round((sum(COUNTS) - min(COUNTS)) / (len(COUNTS) - 1))
+    plot.phase_diagram(found.solution.depth, len(COUNTS), majority, mark=(experiment.lam, min(COUNTS)), ax=phase)
+    plot.optimality_bars(found, ax=bars)
+    bars.set_title(f"{100 * float(found.excess):.3g} % above the optimum: by part", pad=24)
     figure.savefig(path, dpi=110)
     plt.close(figure)

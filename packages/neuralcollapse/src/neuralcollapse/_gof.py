@@ -85,7 +85,7 @@ def gof_report(
         raise ValueError(f"`lam_H` must be positive: without, the features have no optimal length. Got {lam_H}.")
     stats = stats.validated()
     dtype = stats.anchor.dtype
-    w, means = _product_of(weights, stats), stats.anchor + stats.shift
+    w, means = product_of(weights, stats), stats.anchor + stats.shift
     q = jnp.asarray(predicted_logits).astype(dtype)
     if q.shape != (stats.num_classes,):
         raise ValueError(f"`predicted_logits` must have shape ({stats.num_classes},), one a class; got {q.shape}.")
@@ -110,7 +110,8 @@ def gof_report(
     )
 
 
-def _product_of(weights: Sequence, stats: ClassStats) -> Float[Array, "k d"]:
+def product_of(weights: Sequence, stats: ClassStats) -> Float[Array, "k d"]:
+    """Return the product of the layers of a linear head, checked against the statistics of what enters it."""
     matrices = [jnp.asarray(w) for w in weights]
     sizes = [stats.dim, *(w.shape[0] for w in matrices)]
     shapes = [w.shape for w in matrices]

@@ -51,6 +51,11 @@ class MSESolution(eqx.Module):
     _strengths: Float[Array, " factors"]
 
     @property
+    def depth(self) -> int:
+        """The number of weight matrices."""
+        return self._problem.depth
+
+    @property
     def threshold(self) -> float:
         r"""The ratio $\theta_M$ at which a mode collapses, see [`neuralcollapse.ufm.threshold`][]."""
         return threshold(self._problem.depth)
@@ -83,6 +88,16 @@ class MSESolution(eqx.Module):
     def gram_last(self) -> Float[Array, "classes classes"]:
         r"""The inner products $W_M W_M^\top$ of the rows of the last weight matrix."""
         return self._map("last")
+
+    @property
+    def strengths(self) -> Float[Array, " factors"]:
+        r"""The strengths of the regularisation of the factors $H, W_1, \dots, W_M$."""
+        return self._strengths
+
+    @property
+    def penalties(self) -> Float[Array, " factors"]:
+        r"""The terms $\tfrac{\lambda_H}{2}\lVert H\rVert^2, \tfrac{\lambda_m}{2}\lVert W_m\rVert^2$ of `loss`: all equal."""
+        return self._strengths / 2 * jnp.sum(self._factor_values() ** 2, axis=1)
 
     def construct(self, key: PRNGKeyArray) -> Minimiser:
         """Return factors that attain the minimum, in a random rotation of every hidden space.

@@ -1,5 +1,6 @@
 """Unconstrained-features models: exact global minima, certified convex solutions, thresholds of minority collapse."""
 
+from ._optimality import Optimality, optimality
 from ._ufm_convex import ConvexSolution, solve_convex
 from ._ufm_deep_ce import UpperBound, deep_ce_cross_polytope, deep_ce_etf, deep_ce_search
 from ._ufm_fit import Fit, fit
@@ -13,6 +14,7 @@ __all__ = [
     "Fit",
     "MSESolution",
     "Minimiser",
+    "Optimality",
     "UpperBound",
     "deep_ce_cross_polytope",
     "deep_ce_etf",
@@ -20,6 +22,7 @@ __all__ = [
     "fit",
     "fitted_fraction",
     "from_tirer",
+    "optimality",
     "solve_convex",
     "solve_mse",
     "solve_mse_targets",
