@@ -15,9 +15,9 @@ first, certain = numerics.collapse_onset("float32", 23)
 print(f"{len(data.train_y)} pairs to learn from, {len(data.test_y)} to find")
 print(f"float32 gives a sample up at a gap between logits of {first:.1f} to {certain:.1f}")
 
-# Two ways around it. `perp_grad` takes out of each gradient the part along the weights, which only scales them up;
-# `stablemax_cross_entropy` has a softmax whose probabilities approach one slowly. Both in front of, or in place of, parts
-# of what one has: nothing else changes.
+# Two ways around it. `perp_grad`, chained in front of the optimiser, takes out of each gradient the part along the weights,
+# which only scales them up. `stablemax_cross_entropy`, in the place of the loss, has a softmax whose probabilities approach
+# one slowly. Nothing else changes.
 
 adam = optax.adam(1e-2, b2=0.98)
 stablemax = numerics.stablemax_cross_entropy
@@ -35,7 +35,8 @@ for name, run in settings.items():
     )
 
 # Left: when do they find the pairs that they have not seen? Middle: what share of the training samples has a loss of exactly
-# zero? Right: how far is the gradient a mere scaling of the weights?
+# zero? Right: how far is the gradient a mere scaling of the weights? StableMax keeps on learning, but slowly (its authors
+# train for 80,000 steps, which these 2000 are not); perpGrad gets there in a few hundred.
 
 panels = {
     "test_accuracy": ("Unseen pairs", "test accuracy"),
