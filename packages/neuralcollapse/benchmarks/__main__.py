@@ -1,89 +1,74 @@
-"""Run the benchmarks: `python -m benchmarks --help`."""
+"""Run the benchmarks: `python -m benchmarks --help`. Writes `results.json` here and the page of the documentation."""
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import pathlib
 import sys
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
 
-from . import environment, protocol
+from . import accumulate, curvature, environment, oracle, page, protocol
 
 
-LIBRARIES = ("neuralcollapse", "jax", "neural-collapse", "torch", "numpy")
-COLUMNS = {
-    "problem": "problem",
-    "method": "method",
-    "seconds": "CPU s",
-    "samples_per_second": "samples/s",
-    "ratio": "time over ours",
-    "error": "relative error of tr S_W / tr S_B",
-    "metrics": "metrics computed",
+HERE = pathlib.Path(__file__).resolve().parent
+PAGE = HERE.parents[2] / "docs" / "packages" / "neuralcollapse-benchmarks.md"
+LIBRARIES = ("neuralcollapse", "jax", "optimistix", "optax", "neural-collapse", "pyhessian", "torch", "scipy", "numpy")
+FAMILIES: dict[str, Callable[[bool], Iterator[protocol.Case]]] = {
+    "B1": accumulate.throughput,
+    "B2": accumulate.vocabulary,
+    "B3": accumulate.precision,
+    "B4": accumulate.evaluation,
+    "B5": oracle.cases,
+    "B7": curvature.cases,
 }
 
 
 def main() -> int:
-    """Parse the options, run the cases one after the other, print the page and write the files."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--problems", help=f"comma-separated, of: {', '.join(protocol.CASES)}")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of timing (default 3)")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the rows")
-    parser.add_argument("--markdown", type=pathlib.Path, metavar="FILE", help="write the page of the documentation")
-    arguments = parser.parse_args()
-    chosen = arguments.problems.split(",") if arguments.problems else list(protocol.CASES)
-    if unknown := set(chosen) - set(protocol.CASES):
-        sys.exit(f"benchmarks: unknown {', '.join(sorted(unknown))}; choose from {', '.join(protocol.CASES)}")
-    rows = [row for name in chosen for row in protocol.run(name, arguments.repeats)]
-    context = {
-        "machine": environment.machine(),
-        "versions": {name: _version(name) for name in LIBRARIES},
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-    }
-    page = to_markdown(rows, context)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"context": context, "rows": rows}, indent=2))
-    if arguments.markdown:
-        arguments.markdown.write_text(page)
-    print(page)
+    """Parse the options, run the families one after the other, print the page and write the files."""
+    options = _parser().parse_args()
+    wanted = options.only.split(",") if options.only else list(FAMILIES)
+    wanted = [] if options.page else wanted
+    unknown = [family for family in wanted if family not in FAMILIES]
+    if unknown:
+        sys.exit(f"benchmarks: unknown {', '.join(unknown)}; choose from {', '.join(FAMILIES)}")
+    keep = not options.quick or options.json or options.markdown
+    file = options.json or HERE / "results.json"
+    # What is not run again stays as it was recorded, with the machine and the versions of its own run.
+    results = {} if options.quick or not file.exists() else json.loads(file.read_text())
+    for family in wanted:
+        start = time.process_time()
+        repeats = 1 if options.quick else options.repeats
+        rows = [row for case in FAMILIES[family](options.quick) for row in protocol.run(case, repeats)]
+        results[family] = {"context": _context(), "cpu_seconds": time.process_time() - start, "rows": rows}
+        protocol.say(f"{family}: {results[family]['cpu_seconds']:.0f} CPU s in all")
+        if keep:  # after each family, so that an interrupted run leaves what it has
+            file.write_text(json.dumps(results, indent=1) + "\n")
+    text = page.to_markdown(results)
+    if keep:
+        (options.markdown or PAGE).write_text(text)
+    print(text)
     return 0
 
 
-def to_markdown(rows: list[protocol.Row], context: dict[str, Any]) -> str:
-    """Write the page."""
-    lines = [
-        "# neuralcollapse: benchmarks",
-        "",
-        "The same float32 arrays for both sides, in turn, after compilation, one thread: median CPU seconds. The peer's",
-        "passes over the data do not count the passes through the network that they need.",
-        "",
-        "| " + " | ".join(COLUMNS.values()) + " |",
-        "| --- |" + " --- |" * (len(COLUMNS) - 1),
-        *("| " + " | ".join(_cell(row.get(name)) for name in COLUMNS) + " |" for row in rows),
-        "",
-        f"Machine: {context['machine']}. Versions: "
-        + ", ".join(f"{name} {version}" for name, version in context["versions"].items())
-        + f". Date: {context['date']}.",
-        "",
-        f"Command, in `packages/neuralcollapse`: `{context['command']}`",
-    ]
-    return "\n".join(lines) + "\n"
+def _context() -> dict:
+    return {
+        "machine": environment.machine(),
+        "versions": {name: environment.version(name) for name in LIBRARIES},
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+    }
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if value >= 100 else f"{value:.1e}" if value < 1e-3 else f"{value:.3g}"
-    return str(value)
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", help=f"comma-separated, of {', '.join(FAMILIES)}")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of timing (default 5)")
+    parser.add_argument("--quick", action="store_true", help="one round, small problems; writes no file by itself")
+    parser.add_argument("--page", action="store_true", help="run nothing: write the page from the recorded rows")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the rows here, not to results.json")
+    parser.add_argument("--markdown", type=pathlib.Path, metavar="FILE", help="write the page here, not to docs/")
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,9 +1,15 @@
-"""One thread, one core, float32: the conditions of every timing."""
+"""One thread on one core: the conditions of every timing."""
 
+import importlib.metadata
 import os
+import pathlib
 import platform
 import re
 import sys
+import tomllib
+
+
+OURS = "neuralcollapse"
 
 
 def pin() -> None:
@@ -14,6 +20,7 @@ def pin() -> None:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
         os.environ[name] = "1"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile seconds are those of a first run
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_multi_thread_eigen" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
@@ -31,3 +38,14 @@ def machine() -> str:
     except OSError:
         pass
     return f"{processor}, {platform.system()}, Python {platform.python_version()}, one thread on one core"
+
+
+def version(name: str) -> str:
+    """Return the installed version of a distribution; that of the checkout for ours where it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        if name != OURS:
+            return "absent"
+        metadata = pathlib.Path(__file__).resolve().parents[1] / "pyproject.toml"
+        return tomllib.loads(metadata.read_text())["project"]["version"]

@@ -1,32 +1,120 @@
-"""The protocol: both sides on the same arrays, in turn, after compilation; medians of CPU time."""
+"""The protocol: make every method ready, measure what it returns once, then time the methods in turn."""
 
+import contextlib
 import gc
-import importlib
-import importlib.metadata
+import io
+import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from . import data, ours
+import jax
+import numpy as np
+
+from .environment import OURS, version
 
 
 Row = dict[str, Any]
+_WORTH_TIMING = 0.02  # seconds: what takes less is called several times over
+_SLOW = 5.0  # seconds: what takes more is timed once
 
 
-def sides() -> list[Any]:
-    """Return ours, and the peer if it is installed."""
-    try:
-        return [ours, importlib.import_module(".peer", __package__)]
-    except ModuleNotFoundError as error:
-        say(f"without the peer: {error}")
-        return [ours]
+class Prepared(NamedTuple):
+    """What a method is once it is ready to be timed: a call without arguments that waits for its result."""
+
+    call: Callable[[], Any]
+    compile_seconds: float | None = None
+    temp_bytes: int | None = None
+    parts: int = 1  # one call does the work this many times over: seconds are those of one part
+    facts: dict[str, Any] = {}  # noqa: RUF012 never changed
 
 
-def run(name: str, repeats: int) -> list[Row]:
-    """Run one case by name; one row a side."""
-    return CASES[name](repeats)
+class Method(NamedTuple):
+    """One way to solve a case."""
+
+    name: str
+    prepare: Callable[[], Prepared]
+    distribution: str = OURS  # whose version is reported
+
+
+class Goal(NamedTuple):
+    """What the issue asks of a method, in words and as a test on the case's rows (`None`: nothing to compare with)."""
+
+    method: str
+    text: str
+    met: Callable[[list[Row]], bool | None]
+
+
+class Case(NamedTuple):
+    """One problem, which every method is given alike. The first method is ours.
+
+    `measure` says, in double precision and alike for all, how good a returned value is. `finish` adds to the rows what
+    takes all of them to say.
+    """
+
+    problem: str
+    methods: list[Method]
+    measure: Callable[[Any], dict[str, Any]]
+    goals: list[Goal]
+    finish: Callable[[list[Row]], None] = lambda rows: None
+    x64: bool = False
+
+
+@dataclass
+class _Entry:
+    method: Method
+    prepared: Prepared | None = None
+    calls: int = 1
+    measured: dict[str, Any] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    note: str = ""
+
+
+def compiled(fn: Callable[..., Any], *arguments: Any, **options: Any) -> Prepared:
+    """Compile a function of arrays as a whole."""
+    program, seconds, memory = program_of(jax.jit(fn), *arguments)
+    return Prepared(lambda: jax.block_until_ready(program(*arguments)), seconds, memory, **options)
+
+
+def program_of(fn: Any, *arguments: Any) -> tuple[Callable[..., Any], float, int]:
+    """Compile a jitted function; return the program, the CPU seconds that took and the bytes of its temporaries."""
+    start = time.process_time()
+    program = fn.lower(*arguments).compile()
+    seconds = time.process_time() - start
+    return program, seconds, int(program.memory_analysis().temp_size_in_bytes)
+
+
+def warmed(call: Callable[[], Any], **options: Any) -> Prepared:
+    """Take what compiles by itself: the seconds of compilation are those the first call takes over the second."""
+    first, second = timed(call), timed(call)
+    return Prepared(call, max(first - second, 0.0), **options)
+
+
+def run(case: Case, repeats: int) -> list[Row]:
+    """Measure every method on one case; the rows follow the order of the methods."""
+    with jax.enable_x64(case.x64):
+        entries = [_prepare(method, case) for method in case.methods]
+        for _ in range(repeats):
+            for entry in entries:  # in turn, so that a slow spell of the machine falls on all
+                slow = entry.seconds and entry.seconds[0] > _SLOW
+                if entry.prepared is not None and not slow:
+                    entry.seconds.append(timed(entry.prepared.call, entry.calls))
+    rows = [_row(case.problem, entry) for entry in entries]
+    first = rows[0]
+    for row in rows:
+        row["ratio"] = row["seconds"] / first["seconds"] if row["seconds"] and first["seconds"] else None
+    case.finish(rows)
+    for row in rows:
+        say(f"{row['problem']}: {row['method']}: error {row.get('error')}, {row['seconds']} s {row['note']}")
+    for goal in case.goals:
+        met = goal.met(rows)
+        entry = {"method": goal.method, "text": goal.text, "met": None if met is None else bool(met)}
+        first.setdefault("goals", []).append(entry)
+    return rows
 
 
 def say(text: str) -> None:
@@ -34,98 +122,70 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _throughput(samples: data.Samples, repeats: int, *, warm_up: data.Samples, with_decisions: bool) -> list[Row]:
-    head = data.classifier(samples)
-
-    def work(side: Any, of: data.Samples, batches: Any) -> Any:
-        stats = side.statistics(of, batches)
-        return side.agreement(of, batches, stats, head) if with_decisions else stats
-
-    found = sides()
-    for side in found:
-        work(side, warm_up, side.load(warm_up))
-    loaded = [(side, side.load(samples)) for side in found]
-    calls = [lambda side=side, batches=batches: work(side, samples, batches) for side, batches in loaded]
-    seconds = _in_turn(calls, repeats, samples.name)
-    used = len(samples.batches()) * samples.batch
-    rows = [
-        _row(samples.name, side, s) | {"samples_per_second": used / s} for side, s in zip(found, seconds, strict=True)
-    ]
-    return _with_ratios(rows)
+def named(rows: list[Row], name: str) -> Row | None:
+    """Return the row of a method, or `None` if it is absent or failed."""
+    return next((row for row in rows if row["method"] == name and row["seconds"] is not None), None)
 
 
-def _stats_k10(repeats: int) -> list[Row]:
-    samples = data.around_means("stats-K10-D512", 10, 512, 50_000)
-    first = data.around_means("warm-up", 10, 512, 256)
-    rows = _throughput(samples, repeats, warm_up=first, with_decisions=False)
-    samples.name += " with NC4"
-    return rows + _throughput(samples, repeats, warm_up=first, with_decisions=True)
+def times(name: str, factor: float) -> Callable[[list[Row]], bool | None]:
+    """Say whether this method takes at least `factor` times the seconds of the first."""
+
+    def met(rows: list[Row]) -> bool | None:
+        peer = named(rows, name)
+        return None if peer is None or peer["ratio"] is None else peer["ratio"] >= factor
+
+    return met
 
 
-def _stats_vocab(repeats: int) -> list[Row]:
-    # The peer takes seconds a batch, so there are few, and one round.
-    del repeats
-    return _throughput(data.vocabulary(8), 1, warm_up=data.vocabulary(1), with_decisions=False)
+def timed(call: Callable[[], Any], calls: int = 1) -> float:
+    """Return the CPU seconds of a call, the mean of several."""
+    gc.collect()
+    start = time.process_time()
+    for _ in range(calls):
+        call()
+    return (time.process_time() - start) / calls
 
 
-def _collapse_precision(repeats: int) -> list[Row]:
-    del repeats
-    samples = data.around_means("collapse-precision", 10, 512, 50_000, mean=10.0, std=1e-5)
-    exact = data.quotient(samples)
-    rows = []
-    for side in sides():
-        batches = side.load(samples)
-        start = time.process_time()
-        value = side.quotient(side.statistics(samples, batches))
-        rows.append(_row(samples.name, side, time.process_time() - start) | {"error": abs(value / exact - 1)})
-        say(f"{samples.name}: {side.NAME}: {rows[-1]['error']:.1e}")
-    return rows
-
-
-def _metrics_k1000(repeats: int) -> list[Row]:
-    samples = data.around_means("metrics-K1000", 1000, 512, 20_480, std=0.3)
-    head = data.classifier(samples)
-    found = sides()
-    gathered = [side.statistics(samples, side.load(samples)) for side in found]
-    calls = [lambda side=side, s=s: side.evaluate(s, head) for side, s in zip(found, gathered, strict=True)]
-    values = [call() for call in calls]
-    for name in set(values[0]).intersection(*values[1:]):
-        say(f"{samples.name}: {name}: " + ", ".join(f"{v[name]:.6g}" for v in values))
-    seconds = _in_turn(calls, min(repeats, 3), samples.name)
-    rows = [
-        _row(samples.name, side, s) | {"metrics": len(v)} for side, s, v in zip(found, seconds, values, strict=True)
-    ]
-    return _with_ratios(rows)
-
-
-CASES: dict[str, Callable[[int], list[Row]]] = {
-    "stats-K10-D512": _stats_k10,
-    "stats-vocab": _stats_vocab,
-    "collapse-precision": _collapse_precision,
-    "metrics-K1000": _metrics_k1000,
-}
-
-
-def _in_turn(calls: list[Callable[[], Any]], repeats: int, name: str) -> list[float]:
-    seconds: list[list[float]] = [[] for _ in calls]
-    for repeat in range(repeats):
-        for taken, call in zip(seconds, calls, strict=True):
-            gc.collect()
-            start = time.process_time()
-            call()
-            taken.append(time.process_time() - start)
-        say(f"{name}: round {repeat + 1} of {repeats}: " + ", ".join(f"{taken[-1]:.3g} s" for taken in seconds))
-    return [statistics.median(taken) for taken in seconds]
-
-
-def _row(problem: str, side: Any, seconds: float) -> Row:
-    name = "neuralcollapse" if side is ours else "neural-collapse"
+def _prepare(method: Method, case: Case) -> _Entry:
+    entry = _Entry(method)
     try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        version = "from a checkout"
-    return {"problem": problem, "method": side.NAME, "version": version, "seconds": seconds}
+        with _quiet():
+            prepared = method.prepare()
+            start = time.process_time()
+            value = prepared.call()
+            once = time.process_time() - start
+            entry.measured = case.measure(jax.tree_util.tree_map(np.asarray, value))
+        entry.calls = math.ceil(_WORTH_TIMING / max(once, 1e-6))
+        if once > _SLOW:
+            entry.seconds.append(once)
+        entry.prepared = prepared
+    except Exception as error:  # noqa: BLE001 a peer's failure is a result
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        entry.note = f"raised {type(error).__name__}: {reason[:120]}"
+    return entry
 
 
-def _with_ratios(rows: list[Row]) -> list[Row]:
-    return [row | {"ratio": row["seconds"] / rows[0]["seconds"]} for row in rows]
+def _row(problem: str, entry: _Entry) -> Row:
+    prepared = entry.prepared or Prepared(lambda: None)
+    seconds = [s / prepared.parts for s in entry.seconds]
+    return {
+        "problem": problem,
+        "method": entry.method.name,
+        "distribution": entry.method.distribution,
+        "version": version(entry.method.distribution),
+        "error": None,
+        **entry.measured,
+        **prepared.facts,
+        "seconds": statistics.median(seconds) if seconds else None,
+        "compile_seconds": prepared.compile_seconds,
+        "temp_bytes": prepared.temp_bytes,
+        "timings": seconds,
+        "note": entry.note,
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
