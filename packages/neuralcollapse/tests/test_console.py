@@ -28,6 +28,8 @@ def test_digits_reach_the_oracle(tmp_path):
     # 1 - N lambda / sqrt(n), by hand for the largest and the smallest class.
     assert answer["rows"][0]["predicted"] == pytest.approx(1 - 0.398 / 10, abs=1e-4)
     assert answer["rows"][9]["predicted"] == pytest.approx(1 - 0.398 / 3**0.5, abs=1e-4)
+    excess = float(answer["summary"].split(" is ")[1].split(" %")[0])
+    assert -0.01 < excess < 0.5
     assert picture.read_bytes().startswith(b"\x89PNG")
     text = page.read_text()
     assert "data:image/png;base64," in text

@@ -380,6 +380,7 @@ def _mapped(problem: _Problem, tau: Array, cut: Array, strengths: Array, which: 
 
 
 def strengths(lam_W: Any, lam_H: Scalar, depth: int, dtype: Any) -> Float[Array, " factors"]:
+    """Return the strengths of H, W_1, ..., W_M, checked."""
     weights = jnp.asarray(lam_W, dtype)
     if weights.shape not in ((), (depth,)):
         raise ValueError(f"`lam_W` must be a scalar or one strength for each of {depth} weights; got {weights.shape}.")
