@@ -49,8 +49,9 @@ monitor = nc.Monitor.equinox(
     sinks=[lambda record: show(record) if record.step == 1200 else None],
 )
 for step in range(1201):
-    monitor.measure(step, model, batches, loss=train_step(model, state)[2])
-    model, state, _ = train_step(model, state)
+    trained, state, loss = train_step(model, state)
+    monitor.measure(step, model, batches, loss=loss)
+    model = trained
 
 # The curves. NC1: features gather around the mean of their class. NC2: the means become a simplex, all of one length and at equal
 # angles. NC3: the classifier turns parallel to them. NC4: it decides as the nearest mean does. The right picture is NC1 of

@@ -65,12 +65,11 @@ def minority(depth_strength, ratio):
 
 grid = jax.jit(jax.vmap(jax.vmap(minority, (0, None)), (None, 0)))(jnp.asarray(strengths), jnp.asarray(ratios))
 figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained", sharey=True)
-image = None
 for axis, depth, panel in zip(axes, depths, np.moveaxis(np.asarray(grid), 2, 0), strict=True):
     logit, ratio = panel[..., 0], panel[..., 1]
-    image = axis.pcolormesh(strengths, ratios, np.where(logit > 0, logit, np.nan), cmap="viridis", vmin=0, vmax=1)
+    axis.pcolormesh(strengths, ratios, np.where(logit > 0, logit, np.nan), cmap="viridis", vmin=0, vmax=1)
     axis.contour(strengths, ratios, ratio, [1.0], colors="red")
     axis.contour(strengths, ratios, ratio, [ufm.spinodal(depth) / ufm.threshold(depth)], colors="black", linestyles=":")
     axis.set(xscale="log", yscale="log", xlabel=r"regularisation $\lambda_W = \lambda_H$", title=f"depth {depth}")
 axes[0].set_ylabel("majority size / minority size")
-figure.colorbar(image, ax=axes, label="own logit of a minority class (white: collapsed)")
+figure.colorbar(plt.cm.ScalarMappable(plt.Normalize(0, 1), "viridis"), ax=axes, label="own logit of a minority class (white: collapsed)")
