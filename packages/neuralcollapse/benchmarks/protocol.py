@@ -42,11 +42,16 @@ class Method(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """What the issue asks of a method, in words and as a test on the case's rows (`None`: nothing to compare with)."""
+    """What the issue asks of a method: in words, and as a figure of the case's rows that has a bound.
+
+    The figure is `None` where there is nothing to compare with.
+    """
 
     method: str
     text: str
-    met: Callable[[list[Row]], bool | None]
+    figure: Callable[[list[Row]], float | None]
+    least: float = -math.inf
+    most: float = math.inf
 
 
 class Case(NamedTuple):
@@ -60,7 +65,7 @@ class Case(NamedTuple):
     methods: list[Method]
     measure: Callable[[Any], dict[str, Any]]
     goals: list[Goal]
-    finish: Callable[[list[Row]], None] = lambda rows: None
+    finish: Callable[[list[Row]], None] = lambda _: None
     x64: bool = False
 
 
@@ -111,8 +116,9 @@ def run(case: Case, repeats: int) -> list[Row]:
     for row in rows:
         say(f"{row['problem']}: {row['method']}: error {row.get('error')}, {row['seconds']} s {row['note']}")
     for goal in case.goals:
-        met = goal.met(rows)
-        entry = {"method": goal.method, "text": goal.text, "met": None if met is None else bool(met)}
+        figure = goal.figure(rows)
+        met = None if figure is None else goal.least <= figure <= goal.most
+        entry = {"method": goal.method, "text": goal.text, "figure": figure, "met": met}
         first.setdefault("goals", []).append(entry)
     return rows
 
@@ -127,14 +133,14 @@ def named(rows: list[Row], name: str) -> Row | None:
     return next((row for row in rows if row["method"] == name and row["seconds"] is not None), None)
 
 
-def times(name: str, factor: float) -> Callable[[list[Row]], bool | None]:
-    """Say whether this method takes at least `factor` times the seconds of the first."""
+def ratio_of(name: str) -> Callable[[list[Row]], float | None]:
+    """Give the seconds of this method over those of the first."""
+    return lambda rows: (named(rows, name) or {}).get("ratio")
 
-    def met(rows: list[Row]) -> bool | None:
-        peer = named(rows, name)
-        return None if peer is None or peer["ratio"] is None else peer["ratio"] >= factor
 
-    return met
+def error_of(name: str) -> Callable[[list[Row]], float | None]:
+    """Give the error of this method."""
+    return lambda rows: (named(rows, name) or {}).get("error")
 
 
 def timed(call: Callable[[], Any], calls: int = 1) -> float:
