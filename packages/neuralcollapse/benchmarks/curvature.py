@@ -15,7 +15,7 @@ import optax
 from neuralcollapse import sharpness
 
 from .peer import torch
-from .protocol import Case, Goal, Method, Prepared, Row, compiled, error_of
+from .protocol import Case, Goal, Method, Prepared, Row, error_of, program_of
 
 
 class Network(NamedTuple):
@@ -28,6 +28,7 @@ class Network(NamedTuple):
 
 PRODUCTS = {"lambda_max": (16, 64), "trace": (30, 90)}
 _BATCH = 512
+_TIMED = 3  # draws in one timing
 
 
 def cases(quick: bool) -> Iterator[Case]:
@@ -131,11 +132,10 @@ def _ours(what: str, network: Network, dtype: str, number: int, keys: int, **opt
     def prepare() -> Prepared:
         params, x = [jnp.asarray(p, dtype) for p in network.params], jnp.asarray(network.x, dtype)
         seeds = [jax.random.key(i) for i in range(keys)]
-        program = jax.jit(estimate)
-        one = compiled(estimate, params, x, network.y, seeds[0])
-        jax.block_until_ready(program(params, x, network.y, seeds[0]))
-        call = lambda: ([float(program(params, x, network.y, key)) for key in seeds], number)
-        return one._replace(call=call, parts=keys)
+        program, seconds, memory = program_of(jax.jit(estimate), params, x, network.y, seeds[0])
+        several = lambda seeds: [float(program(params, x, network.y, key)) for key in seeds]
+        draws = seeds[:_TIMED]
+        return Prepared(lambda: (several(seeds), number), seconds, memory, lambda: several(draws), len(draws))
 
     return prepare
 
@@ -160,12 +160,13 @@ def _theirs(what: str, network: Network, dtype: str, number: int | None, keys: i
             found = hessian(model, torch().nn.CrossEntropyLoss(), data=batch, cuda=False)
             return found.eigenvalues(**options)[0][0] if what == "lambda_max" else np.mean(found.trace(**options))
 
-        def call() -> Any:
+        def several(number: int) -> Any:
             with _default_dtype(kind), _counted() as count:
-                values = [once(seed) for seed in range(keys)]
-            return values, len(count) / keys
+                values = [once(seed) for seed in range(number)]
+            return values, len(count) / number
 
-        return Prepared(call, parts=keys)
+        draws = min(_TIMED, keys)
+        return Prepared(lambda: several(keys), timing=lambda: several(draws), parts=draws)
 
     return prepare
 
