@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from .protocol import Row
 
-
+Row = dict[str, Any]
 INTRODUCTION = """
 Every method gets the same arrays, in one process, with one thread on one core; the methods take turns after compilation, and
 the seconds are medians of CPU time. In brackets: times the seconds of the first row. `error` is measured alike for all, on
