@@ -29,7 +29,8 @@ class Prepared(NamedTuple):
     call: Callable[[], Any]
     compile_seconds: float | None = None
     temp_bytes: int | None = None
-    parts: int = 1  # one call does the work this many times over: seconds are those of one part
+    timing: Callable[[], Any] | None = None  # what is timed in place of `call`: fewer draws of the same work
+    parts: int = 1  # it does the work this many times over: seconds are those of one part
     facts: dict[str, Any] = {}  # noqa: RUF012 never changed
 
 
@@ -42,11 +43,16 @@ class Method(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """What the issue asks of a method, in words and as a test on the case's rows (`None`: nothing to compare with)."""
+    """What the issue asks of a method: in words, and as a figure of the case's rows that has a bound.
+
+    The figure is `None` where there is nothing to compare with.
+    """
 
     method: str
     text: str
-    met: Callable[[list[Row]], bool | None]
+    figure: Callable[[list[Row]], float | None]
+    least: float = -math.inf
+    most: float = math.inf
 
 
 class Case(NamedTuple):
@@ -60,7 +66,7 @@ class Case(NamedTuple):
     methods: list[Method]
     measure: Callable[[Any], dict[str, Any]]
     goals: list[Goal]
-    finish: Callable[[list[Row]], None] = lambda rows: None
+    finish: Callable[[list[Row]], None] = lambda _: None
     x64: bool = False
 
 
@@ -102,7 +108,7 @@ def run(case: Case, repeats: int) -> list[Row]:
             for entry in entries:  # in turn, so that a slow spell of the machine falls on all
                 slow = entry.seconds and entry.seconds[0] > _SLOW
                 if entry.prepared is not None and not slow:
-                    entry.seconds.append(timed(entry.prepared.call, entry.calls))
+                    entry.seconds.append(timed(entry.prepared.timing or entry.prepared.call, entry.calls))
     rows = [_row(case.problem, entry) for entry in entries]
     first = rows[0]
     for row in rows:
@@ -111,8 +117,9 @@ def run(case: Case, repeats: int) -> list[Row]:
     for row in rows:
         say(f"{row['problem']}: {row['method']}: error {row.get('error')}, {row['seconds']} s {row['note']}")
     for goal in case.goals:
-        met = goal.met(rows)
-        entry = {"method": goal.method, "text": goal.text, "met": None if met is None else bool(met)}
+        figure = goal.figure(rows)
+        met = None if figure is None else goal.least <= figure <= goal.most
+        entry = {"method": goal.method, "text": goal.text, "figure": figure, "met": met}
         first.setdefault("goals", []).append(entry)
     return rows
 
@@ -127,14 +134,14 @@ def named(rows: list[Row], name: str) -> Row | None:
     return next((row for row in rows if row["method"] == name and row["seconds"] is not None), None)
 
 
-def times(name: str, factor: float) -> Callable[[list[Row]], bool | None]:
-    """Say whether this method takes at least `factor` times the seconds of the first."""
+def ratio_of(name: str) -> Callable[[list[Row]], float | None]:
+    """Give the seconds of this method over those of the first."""
+    return lambda rows: (named(rows, name) or {}).get("ratio")
 
-    def met(rows: list[Row]) -> bool | None:
-        peer = named(rows, name)
-        return None if peer is None or peer["ratio"] is None else peer["ratio"] >= factor
 
-    return met
+def error_of(name: str) -> Callable[[list[Row]], float | None]:
+    """Give the error of this method."""
+    return lambda rows: (named(rows, name) or {}).get("error")
 
 
 def timed(call: Callable[[], Any], calls: int = 1) -> float:
@@ -153,7 +160,7 @@ def _prepare(method: Method, case: Case) -> _Entry:
             prepared = method.prepare()
             start = time.process_time()
             value = prepared.call()
-            once = time.process_time() - start
+            once = time.process_time() - start if prepared.timing is None else timed(prepared.timing)
             entry.measured = case.measure(jax.tree_util.tree_map(np.asarray, value))
         entry.calls = math.ceil(_WORTH_TIMING / max(once, 1e-6))
         if once > _SLOW:
