@@ -81,7 +81,9 @@ axes[2].legend()
 gradients = jax.jacobian(outputs)(w)
 sizes = (1, 3, 10, 30, 100)
 limits = [float(sharpness.sgd_eta_max(gradients, size).eta) for size in sizes]
-print(f"batches of one: stable up to {limits[0]:.4f}; 2 / trace is {2 / exact.sum():.4f}, 2 / lambda_max {2 / exact[0]:.4f}")
+print(
+    f"batches of one: stable up to {limits[0]:.4f}; 2 / trace is {2 / exact.sum():.4f}, 2 / lambda_max {2 / exact[0]:.4f}"
+)
 
 
 @jax.jit
