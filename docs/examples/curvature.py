@@ -1,7 +1,7 @@
 # # Curvature at a minimum
 #
 # How flat is the minimum that a network has found, and would SGD stay there? A small network is fitted exactly, so that the
-# Hessian of 177 parameters can be written down and every estimate compared with the truth. The estimates need only
+# Hessian of its 161 parameters can be written down and every estimate compared with the truth. The estimates need only
 # Hessian-vector products.
 
 import equinox as eqx
