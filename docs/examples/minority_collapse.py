@@ -50,8 +50,8 @@ for depth in depths:
     )
 
 # The phase diagram: five classes of 200 samples and five of fewer. Colour is the own logit of a minority class; white, it has
-# collapsed. The red line is `n_crit` again, and the dotted one the spinodal. One call of `vmap` a panel: the class
-# sizes are traced, and need not be whole numbers.
+# collapsed. The red line is `n_crit` again, and the dotted one the spinodal. All of it is one
+# compiled call: class sizes may be traced, and need not be whole numbers.
 
 strengths, ratios = np.geomspace(1e-5, 2e-2, 161), np.geomspace(1, 200, 161)
 
@@ -72,4 +72,5 @@ for axis, depth, panel in zip(axes, depths, np.moveaxis(np.asarray(grid), 2, 0),
     axis.contour(strengths, ratios, ratio, [ufm.spinodal(depth) / ufm.threshold(depth)], colors="black", linestyles=":")
     axis.set(xscale="log", yscale="log", xlabel=r"regularisation $\lambda_W = \lambda_H$", title=f"depth {depth}")
 axes[0].set_ylabel("majority size / minority size")
-figure.colorbar(plt.cm.ScalarMappable(plt.Normalize(0, 1), "viridis"), ax=axes, label="own logit of a minority class (white: collapsed)")
+colours = plt.cm.ScalarMappable(plt.Normalize(0, 1), "viridis")
+figure.colorbar(colours, ax=axes, label="own logit of a minority class (white: collapsed)")
