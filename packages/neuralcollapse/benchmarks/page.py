@@ -17,7 +17,7 @@ One command, in `packages/neuralcollapse`, with `benchmarks/requirements.txt` in
 """.strip().replace("\n", " ")
 COLUMNS = {
     "error": "error",
-    "worst": "worst error",
+    "worst error": "worst",
     "products or iterations": "iterations",
     "loss": "loss",
     "CPU seconds": "seconds",
