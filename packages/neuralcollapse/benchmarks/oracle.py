@@ -32,8 +32,7 @@ def cases(quick: bool) -> Iterator[Case]:
                 Method("ours, solve_mse inside jit", lambda depth=depth: _oracle_in_jit(depth)),
                 Method("ours, ufm.fit: optimistix LBFGS on class means", lambda depth=depth: _fit(depth), "optimistix"),
                 Method("SciPy L-BFGS-B, gradient by JAX", lambda depth=depth: _scipy(depth), "scipy"),
-                Method("torch LBFGS, strong Wolfe", lambda depth=depth: _torch(depth), "torch"),
-                *([Method("optax Adam, 5,000 steps", lambda: _adam(1), "optax")] if depth == 1 else []),
+                *(_slow() if depth == 1 else []),
             ],
             _measure,
             [
@@ -48,6 +47,14 @@ def cases(quick: bool) -> Iterator[Case]:
             _finish,
             x64=True,
         )
+
+
+def _slow() -> list[Method]:
+    """Return what takes too long at the greater depths."""
+    return [
+        Method("torch LBFGS, strong Wolfe", lambda: _torch(1), "torch"),
+        Method("optax Adam, 5,000 steps", lambda: _adam(1), "optax"),
+    ]
 
 
 def objective(features: np.ndarray, weights: list[np.ndarray]) -> float:
