@@ -131,7 +131,8 @@ def gradient(
         sample = Sample(field, params, x, y, u0, nudged, coordinates)
         res = residual(sample.free_map, u0)
         result = _judge(u0, res, response, tol)
-        keep = jnp.isfinite(norm(response.value)) & jnp.isfinite(norm(u0))
+        # A finite value that was computed from states which are not is of no use either.
+        keep = jnp.isfinite(norm(response.value)) & jnp.isfinite(norm(u0)) & jnp.isfinite(response.residual)
         if on_failure == "zero":
             keep = keep & (result == RESULTS.successful)
         value = jtu.tree_map(lambda q: jnp.where(keep, q, 0), response.value)
