@@ -4,6 +4,8 @@
 # Hessian of its 161 parameters can be written down and every estimate compared with the truth. The estimates need only
 # Hessian-vector products.
 
+from typing import Literal
+
 import equinox as eqx
 import jax
 import jax.flatten_util as jfu
@@ -56,7 +58,11 @@ axes[0].semilogy(steps, [max(abs(float(t.value) - exact[0]), 1e-17) for t in top
 axes[0].set(xlabel="Hessian-vector products", ylabel="error", title="Largest eigenvalue")
 axes[0].legend()
 budgets = (12, 36, 72)
-for method, shift, colour in (("hutchinson", -1, "C1"), ("hutch++", 1, "C0")):
+methods: tuple[tuple[Literal["hutchinson", "hutch++"], int, str], ...] = (
+    ("hutchinson", -1, "C1"),
+    ("hutch++", 1, "C0"),
+)
+for method, shift, colour in methods:
     estimates = [sharpness.trace(loss, w, key=jr.key(5), num_matvecs=k, method=method) for k in budgets]
     low, high = np.array([[float(v) for v in e.interval()] for e in estimates]).T
     middle = np.array([float(e.value) for e in estimates])

@@ -8,6 +8,7 @@
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import matplotlib.colors
 import matplotlib.pyplot as plt
 import numpy as np
 from neuralcollapse import ufm
@@ -72,5 +73,5 @@ for axis, depth, panel in zip(axes, depths, np.moveaxis(np.asarray(grid), 2, 0),
     axis.contour(strengths, ratios, ratio, [ufm.spinodal(depth) / ufm.threshold(depth)], colors="black", linestyles=":")
     axis.set(xscale="log", yscale="log", xlabel=r"regularisation $\lambda_W = \lambda_H$", title=f"depth {depth}")
 axes[0].set_ylabel("majority size / minority size")
-colours = plt.cm.ScalarMappable(plt.Normalize(0, 1), "viridis")
+colours = plt.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), "viridis")
 figure.colorbar(colours, ax=axes, label="own logit of a minority class (white: collapsed)")

@@ -70,7 +70,8 @@ def test_optimality_bars(getkey):
 def test_phase_diagram(depth):
     figure, axis = plt.subplots()
     assert plot.phase_diagram(depth, 4, 50, mark=(1e-3, 5), ax=axis) is axis
-    image = np.ma.filled(axis.collections[0].get_array(), np.nan)
+    values: Any = axis.collections[0].get_array()
+    image = np.ma.filled(values, np.nan)
     logits = image.reshape(120, 120)
     # A large class under weak regularisation is fitted, a single sample under a strong one is given up.
     assert logits[-1, 0] > 0.9

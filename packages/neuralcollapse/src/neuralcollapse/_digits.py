@@ -164,7 +164,7 @@ def demo_extra() -> Iterator[None]:
 
 
 def _features() -> Any:
-    where = {f"into layer {i + 1}": (lambda m, i=i: m.layers[i]) for i in range(3)}
+    where: dict[str, Any] = {f"into layer {i + 1}": (lambda m, i=i: m.layers[i]) for i in range(3)}
     where["into the head"] = lambda m: m.head[0]
 
     def features(model: Network, x: Any) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def gof_bars(report: GOFReport, counts: Any = None, *, ax: Axes | None = None) -
     collapsed = np.asarray(report.collapsed)
     axes.set_xticks(at, labels)
     for k in np.flatnonzero(collapsed):
-        axes.text(k, 0.02, "collapsed", rotation=90, ha="center", va="bottom", fontsize="small")
+        axes.text(float(k), 0.02, "collapsed", rotation=90, ha="center", va="bottom", fontsize="small")
     axes.set_xlabel("class" if counts is None else "class (samples)")
     axes.set_ylabel("own logit of the class mean")
     axes.set_ylim(0, 1.25 * max(measured.max(), predicted.max()))
