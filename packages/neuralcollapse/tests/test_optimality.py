@@ -44,12 +44,13 @@ def test_parts_are_those_of_the_objective_on_samples(depth, bias, getkey):
     assert found.parts["scatter in the logits"] > 0
 
 
+@pytest.mark.parametrize("bias", ["none", "free"])
 @pytest.mark.parametrize("depth", [1, 2])
-def test_the_minimiser_is_at_the_optimum(depth, getkey):
-    solution = ufm.solve_mse(COUNTS, depth, 1e-2, 1e-2, widths=6)
+def test_the_minimiser_is_at_the_optimum(depth, bias, getkey):
+    solution = ufm.solve_mse(COUNTS, depth, 1e-2, 1e-2, bias, widths=6)
     point = solution.construct(getkey())
     labels = jnp.asarray(np.repeat(np.arange(4), COUNTS))
-    found = ufm.optimality(statistics(point.features[labels], labels), point.weights, 1e-2, 1e-2)
+    found = ufm.optimality(statistics(point.features[labels], labels), point.weights, 1e-2, 1e-2, point.bias)
     assert abs(float(found.excess)) < 1e-12
     for name, value in found.parts.items():
         assert value == pytest.approx(float(found.optimal_parts[name]), abs=1e-13)
