@@ -1,0 +1,7 @@
+"""Koopman spectra that come with a certificate, or a refusal."""
+
+from ._dictionary import AbstractDictionary, Fourier
+from ._snapshots import Snapshots
+
+
+__all__ = ["AbstractDictionary", "Fourier", "Snapshots"]

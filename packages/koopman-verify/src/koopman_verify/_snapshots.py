@@ -1,0 +1,116 @@
+from typing import Any, Literal, TypeAlias, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+Kind: TypeAlias = Literal["iid", "quadrature", "trajectory"]
+
+
+class Snapshots(eqx.Module):
+    r"""Pairs of states, $y_m = F(x_m)$, with the weights of a quadrature rule for the measure $\omega$.
+
+    **Arguments:**
+
+    - `x`, `y`: states and their successors, `[M, d]` (or `[M]` for `d = 1`), real and of one dtype.
+    - `weights`: positive quadrature weights `[M]`; `None` is $1/M$ each.
+    - `kind`: where the states come from, which decides what may be claimed:
+        `"iid"`, drawn independently from $\omega$ (with weights: importance weights);
+        `"quadrature"`, the nodes of a rule;
+        `"trajectory"`, consecutive states, so dependent.
+
+    **Raises:** `ValueError` for shapes that do not fit, values that are not finite, weights that are not positive, or an
+    unknown `kind`. Under `jit` the values are not looked at: [`koopman_verify.factor`][] does.
+
+    !!! Example
+
+        ```python
+        x = 2 * jnp.pi * jnp.arange(64)[:, None] / 64
+        Snapshots(x, x + 1.0, kind="quadrature")
+        ```
+    """
+
+    x: Float[Array, "M d"]
+    y: Float[Array, "M d"]
+    weights: Float[Array, " M"] | None
+    kind: Kind = eqx.field(static=True)
+
+    def __init__(self, x: Any, y: Any, weights: Any = None, kind: Kind = "iid"):
+        self.x, self.y = _states("x", x), _states("y", y)
+        self.weights = None if weights is None else jnp.asarray(weights, self.x.dtype)
+        self.kind = kind
+
+    def __check_init__(self):
+        if self.x.shape != self.y.shape or self.x.dtype != self.y.dtype:
+            raise ValueError(
+                "`x` and `y` must have one shape [M, d] and one dtype; got "
+                f"{self.x.dtype}{list(self.x.shape)} and {self.y.dtype}{list(self.y.shape)}"
+            )
+        if self.weights is not None and self.weights.shape != self.x.shape[:1]:
+            raise ValueError(f"`weights` must have shape [M] = [{len(self.x)}]; got {list(self.weights.shape)}")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"`kind` must be one of {get_args(Kind)}; got {self.kind!r}")
+        for name in ("x", "y"):
+            _check_finite(name, getattr(self, name))
+        if self.weights is not None and not isinstance(self.weights, jax.core.Tracer):
+            w = np.asarray(self.weights)
+            if not (np.all(np.isfinite(w)) and np.all(w > 0)):
+                m = int(np.argmin(np.where(np.isfinite(w), w, -np.inf)))
+                raise ValueError(f"`weights` must be positive and finite; got weights[{m}] = {w[m]}")
+
+    @property
+    def num_snapshots(self) -> int:
+        """The number of pairs $M$."""
+        return len(self.x)
+
+    @classmethod
+    def from_trajectory(cls, trajectory: Any, *, delays: int = 1, stride: int = 1) -> "Snapshots":
+        r"""Pair each state of a trajectory with the next one, after embedding by delays.
+
+        **Arguments:**
+
+        - `trajectory`: states `[T, d]` (or `[T]`), or several trajectories of one length, `[R, T, d]`.
+        - `delays`: the number of states, `stride` apart, that one embedded state holds, oldest first.
+        - `stride`: the distance of two states in an embedded state.
+
+        **Returns:** snapshots of states `[M, delays * d]`, of kind `"trajectory"`. Pairs never cross from one
+        trajectory to another.
+
+        **Raises:** `ValueError` if a trajectory is too short.
+        """
+        z = jnp.asarray(trajectory)
+        z = z[:, None] if z.ndim == 1 else z
+        z = z[None] if z.ndim == 2 else z
+        num = z.shape[1] - (delays - 1) * stride - 1
+        if z.ndim != 3 or delays < 1 or stride < 1 or num < 1:
+            raise ValueError(
+                f"`trajectory` must be [T, d] or [R, T, d] with T > (delays - 1) * stride + 1 = "
+                f"{(delays - 1) * stride + 1}; got shape {list(jnp.shape(trajectory))}"
+            )
+        rows = jnp.arange(num)[:, None] + stride * jnp.arange(delays)
+        embed = lambda shift: z[:, rows + shift].reshape(z.shape[0] * num, delays * z.shape[2])  # noqa: E731
+        return cls(embed(0), embed(1), kind="trajectory")
+
+
+def _states(name: str, value: Any) -> Array:
+    array = jnp.asarray(value)
+    array = array[:, None] if array.ndim == 1 else array
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"`{name}` must have shape [M, d] (or [M] for d = 1); got {list(jnp.shape(value))}")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        # Whole numbers are states too; complex states have a real and an imaginary coordinate, which is the user's choice.
+        if not jnp.issubdtype(array.dtype, jnp.integer):
+            raise ValueError(f"`{name}` must be real; got {array.dtype}")
+        array = array.astype(jnp.result_type(float))
+    return array
+
+
+def _check_finite(name: str, value: Array) -> None:
+    if isinstance(value, jax.core.Tracer):
+        return
+    bad = ~np.isfinite(np.asarray(value)).all(axis=1)
+    if bad.any():
+        raise ValueError(f"`{name}` must be finite; snapshot {int(np.argmax(bad))} of {len(bad)} is not")
