@@ -1,7 +1,29 @@
 """Koopman spectra that come with a certificate, or a refusal."""
 
+from ._compose import Concatenate, Constant, Delay, Product
 from ._dictionary import AbstractDictionary, Fourier
+from ._hats import Hats
+from ._index_sets import index_products, index_set
+from ._polynomials import Chebyshev, Hermite, Legendre, Monomials
+from ._radial import RBF, kmeans
 from ._snapshots import Snapshots
 
 
-__all__ = ["AbstractDictionary", "Fourier", "Snapshots"]
+__all__ = [
+    "RBF",
+    "AbstractDictionary",
+    "Chebyshev",
+    "Concatenate",
+    "Constant",
+    "Delay",
+    "Fourier",
+    "Hats",
+    "Hermite",
+    "Legendre",
+    "Monomials",
+    "Product",
+    "Snapshots",
+    "index_products",
+    "index_set",
+    "kmeans",
+]
