@@ -2,7 +2,9 @@ import abc
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Inexact
 
 
@@ -55,9 +57,7 @@ class Fourier(AbstractDictionary):
     frequencies: Float[Array, "N d"]
     period: float = eqx.field(static=True)
 
-    def __init__(self, frequencies: Any, period: float = 2 * jnp.pi):
-        import numpy as np
-
+    def __init__(self, frequencies: Any, period: float = 2 * np.pi):
         k = np.asarray(list(frequencies) if isinstance(frequencies, range) else frequencies)
         if k.ndim not in (1, 2) or k.size == 0 or not np.all(np.equal(k, np.round(k))):
             raise ValueError(f"`frequencies` must be integers of shape [N] or [N, d]; got {k.dtype} of shape {k.shape}")
@@ -71,8 +71,8 @@ class Fourier(AbstractDictionary):
 
     def __call__(self, x: Float[Array, " d"]) -> Inexact[Array, " N"]:
         r"""Return $e^{2\pi i\,k\cdot x/p}$ for every frequency."""
-        phase = (2 * jnp.pi / self.period) * (self.frequencies.astype(x.dtype) @ x)
-        return jnp.exp(1j * phase)
+        phase = (2 * np.pi / self.period) * (self.frequencies.astype(x.dtype) @ x)
+        return jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
 
     def supremum(self) -> Float[Array, " N"]:
         """Return ones."""
@@ -80,4 +80,4 @@ class Fourier(AbstractDictionary):
 
     def lipschitz(self) -> Float[Array, " N"]:
         r"""Return $2\pi|k|/p$."""
-        return (2 * jnp.pi / self.period) * jnp.linalg.norm(self.frequencies, axis=1)
+        return (2 * np.pi / self.period) * jnp.linalg.norm(self.frequencies, axis=1)
