@@ -37,12 +37,12 @@ class Eigenpairs(eqx.Module):
         ```
     """
 
-    eigenvalues: Complex[Array, "*k"]
-    residuals: Float[Array, "*k"]
-    rounding: Float[Array, "*k"]
-    coefficients: Inexact[Array, "N *k"]
+    eigenvalues: Complex[Array, "..."]
+    residuals: Float[Array, "..."]
+    rounding: Float[Array, "..."]
+    coefficients: Inexact[Array, "size ..."]
     dictionary: Dictionary
-    coordinates: Inexact[Array, "r *k"] | None = None
+    coordinates: Inexact[Array, "rank ..."] | None = None
     witnesses: Float[Array, "w d"] | None = None
     num_snapshots: int = eqx.field(static=True, default=0)
     kind: Kind | None = eqx.field(static=True, default=None)
@@ -58,16 +58,16 @@ class Eigenpairs(eqx.Module):
         return len(self.eigenvalues)
 
     def __getitem__(self, index: Any) -> "Eigenpairs":
-        pick = lambda a: None if a is None else a[..., index]  # noqa: E731
+        pick = lambda a: None if a is None else a[..., index]
         names = ("eigenvalues", "residuals", "rounding", "coefficients", "coordinates")
-        where = lambda p: [getattr(p, name) for name in names]  # noqa: E731
+        where = lambda p: [getattr(p, name) for name in names]
         return eqx.tree_at(where, self, [pick(v) for v in where(self)], is_leaf=lambda v: v is None)
 
     def sorted(self) -> "Eigenpairs":
         """Return the pairs in the order of their residuals, the best first."""
         return self[jnp.argsort(self.residuals)]
 
-    def functions(self, x: Float[Array, " d"]) -> Complex[Array, "*k"]:
+    def functions(self, x: Float[Array, " d"]) -> Complex[Array, "..."]:
         r"""Return the eigenfunctions' values at a state, $\sum_j\psi_j(x)v_j$."""
         psi, v = promoted(self.dictionary(x), self.coefficients)
         return (psi @ v).astype(self.eigenvalues.dtype)

@@ -200,7 +200,7 @@ def _consume(dictionary: Dictionary, stream: Iterable[Snapshots], block: int | N
     triangle, first, num = None, None, 0
     for piece in stream:
         if not isinstance(piece, Snapshots):
-            raise ValueError(f"`snapshots` must be a `Snapshots` or an iterable of them; met {type(piece).__name__}")
+            raise TypeError(f"`snapshots` must be a `Snapshots` or an iterable of them; met {type(piece).__name__}")
         if first is None:
             first = piece
         if (piece.weights is None) != (first.weights is None) or piece.kind != first.kind:
@@ -252,7 +252,7 @@ def _coordinates(triangle: Shaped[Array, "2N 2N"]) -> dict[str, Array]:
 @eqx.filter_jit
 def _solve(triangle: Array, sigma: Array, lengths: Array) -> dict[str, Array]:
     r11, r12, r22 = _split(triangle)
-    right = lambda r: jsp.solve_triangular(r11, r.T, trans="T").T  # noqa: E731  (r R11^{-1})
+    right = lambda r: jsp.solve_triangular(r11, r.T, trans="T").T
     basis = jsp.solve_triangular(r11, jnp.eye(len(sigma), dtype=r11.dtype))
     scales = _norms(r11, r12, r22, lengths, sigma[-1])
     return dict(A=right(r12), B=right(r22), basis=basis, R11=r11, cond=sigma[0] / sigma[-1], scales=scales)
@@ -261,7 +261,7 @@ def _solve(triangle: Array, sigma: Array, lengths: Array) -> dict[str, Array]:
 def _truncated(triangle: Shaped[Array, "2N 2N"], rank_tol: float) -> dict[str, Array]:
     """Return the operator on the directions whose singular value is above `rank_tol` times the largest."""
     if isinstance(triangle, jax.core.Tracer):
-        raise ValueError("`rank_tol` decides a shape from values: call `factor` outside of `jit`, or leave it out")
+        raise TypeError("`rank_tol` decides a shape from values: call `factor` outside of `jit`, or leave it out")
     if not 0 < rank_tol < 1:
         raise ValueError(f"`rank_tol` must be between 0 and 1; got {rank_tol}")
     r11, r12, r22 = _split(triangle)

@@ -90,8 +90,8 @@ class Snapshots(eqx.Module):
                 f"`trajectory` must be [T, d] or [R, T, d] with T > (delays - 1) * stride + 1 = "
                 f"{(delays - 1) * stride + 1}; got shape {list(jnp.shape(trajectory))}"
             )
-        rows = jnp.arange(num)[:, None] + stride * jnp.arange(delays)
-        embed = lambda shift: z[:, rows + shift].reshape(z.shape[0] * num, delays * z.shape[2])  # noqa: E731
+        rows = jnp.arange(num)[:, None] + stride * jnp.arange(delays)[None]
+        embed = lambda shift: z[:, rows + shift].reshape(z.shape[0] * num, delays * z.shape[2])
         return cls(embed(0), embed(1), kind="trajectory")
 
 
