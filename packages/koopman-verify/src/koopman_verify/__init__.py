@@ -2,6 +2,8 @@
 
 from ._compose import Concatenate, Constant, Delay, Product
 from ._dictionary import AbstractDictionary, Fourier
+from ._edmd import Eigenpairs, edmd
+from ._factor import Factor, factor
 from ._hats import Hats
 from ._index_sets import index_products, index_set
 from ._polynomials import Chebyshev, Hermite, Legendre, Monomials
@@ -16,6 +18,8 @@ __all__ = [
     "Concatenate",
     "Constant",
     "Delay",
+    "Eigenpairs",
+    "Factor",
     "Fourier",
     "Hats",
     "Hermite",
@@ -23,6 +27,8 @@ __all__ = [
     "Monomials",
     "Product",
     "Snapshots",
+    "edmd",
+    "factor",
     "index_products",
     "index_set",
     "kmeans",

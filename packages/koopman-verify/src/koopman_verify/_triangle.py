@@ -1,0 +1,79 @@
+"""The triangular factor of $W^{1/2}[\\Psi_X\\ \\Psi_Y]$: at once, block by block, or over several devices."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ._snapshots import Snapshots
+
+
+_AT_ONCE = 2**26  # bytes of rows that are factorised in one go
+
+
+@eqx.filter_jit
+def triangle_of(dictionary: Any, snapshots: Snapshots, *, block: int | None, start: Array | None = None) -> Array:
+    """Factorise the rows of `snapshots` (with weights one if it has none), beginning from the triangle `start`."""
+    return _reduce(dictionary, snapshots.x, snapshots.y, _scale(snapshots), block, start)
+
+
+@eqx.filter_jit
+def sharded_triangle_of(dictionary: Any, snapshots: Snapshots, *, block: int | None, mesh: jax.sharding.Mesh) -> Array:
+    """Factorise with the rows split over all devices of `mesh`: each its own triangle, then one of the triangles."""
+    axes, spec = mesh.axis_names, jax.sharding.PartitionSpec
+    arrays = (snapshots.x, snapshots.y, _scale(snapshots))
+    arrays = tuple(_padded(a, -len(a) % mesh.size) for a in arrays)
+    params, static = eqx.partition(dictionary, eqx.is_array)
+
+    def local(params: Any, x: Array, y: Array, scale: Array) -> Array:
+        triangle = _reduce(eqx.combine(params, static), x, y, scale, block, None)
+        return jnp.linalg.qr(jax.lax.all_gather(triangle, axes, tiled=True), mode="r")
+
+    split = spec(axes)
+    # The gathered triangles are the same everywhere, which JAX cannot see by itself: hence no check.
+    run = jax.shard_map(local, mesh=mesh, in_specs=(spec(), split, split, split), out_specs=spec(), check_vma=False)
+    return run(params, *arrays)
+
+
+def _reduce(dictionary: Any, x: Array, y: Array, scale: Array, block: int | None, start: Array | None) -> Array:
+    num = len(x)
+    values = jax.eval_shape(dictionary, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+    width = 2 * values.shape[0]
+    if block is None:
+        at_once = _AT_ONCE // (width * values.dtype.itemsize)
+        # A triangle of `width` rows is factorised again with each block: four times as many new rows keep that cheap.
+        block = num if num <= at_once else max(4 * width, min(at_once, 2048))
+    if start is None and block >= num >= width:
+        return jnp.linalg.qr(_rows(dictionary, x, y, scale), mode="r")
+    pieces = tuple(_blocks(a, min(block, num)) for a in (x, y, scale))
+    first = jnp.zeros((width, width), values.dtype) if start is None else start
+
+    def step(triangle: Array, piece: tuple[Array, ...]) -> tuple[Array, None]:
+        return jnp.linalg.qr(jnp.concatenate([triangle, _rows(dictionary, *piece)]), mode="r"), None
+
+    return jax.lax.scan(step, first, pieces)[0]
+
+
+def _rows(dictionary: Any, x: Array, y: Array, scale: Array) -> Array:
+    psi = jax.vmap(dictionary)
+    both = jnp.concatenate([psi(x), psi(y)], axis=1)
+    # A row of weight zero is padding: whatever the dictionary says there (an infinity, say) counts nothing.
+    return jnp.where(scale[:, None] == 0, jnp.zeros_like(both), both * scale[:, None].astype(both.dtype))
+
+
+def _scale(snapshots: Snapshots) -> Array:
+    if snapshots.weights is None:
+        return jnp.ones(len(snapshots.x), snapshots.x.dtype)
+    w = snapshots.weights
+    return jnp.sqrt(eqx.error_if(w, ~jnp.all(w > 0), "`weights` must be positive and finite."))
+
+
+def _blocks(array: Array, block: int) -> Array:
+    """Cut the first axis into blocks; the last is filled up with zeros."""
+    return _padded(array, -len(array) % block).reshape(-1, block, *array.shape[1:])
+
+
+def _padded(array: Array, num: int) -> Array:
+    return jnp.pad(array, [(0, num)] + [(0, 0)] * (array.ndim - 1))
