@@ -1,9 +1,35 @@
 """Koopman spectra that come with a certificate, or a refusal."""
 
+from ._compose import Concatenate, Constant, Delay, Product
 from ._dictionary import AbstractDictionary, Fourier
 from ._edmd import Eigenpairs, edmd
 from ._factor import Factor, factor
+from ._hats import Hats
+from ._index_sets import index_products, index_set
+from ._polynomials import Chebyshev, Hermite, Legendre, Monomials
+from ._radial import RBF, kmeans
 from ._snapshots import Snapshots
 
 
-__all__ = ["AbstractDictionary", "Eigenpairs", "Factor", "Fourier", "Snapshots", "edmd", "factor"]
+__all__ = [
+    "RBF",
+    "AbstractDictionary",
+    "Chebyshev",
+    "Concatenate",
+    "Constant",
+    "Delay",
+    "Eigenpairs",
+    "Factor",
+    "Fourier",
+    "Hats",
+    "Hermite",
+    "Legendre",
+    "Monomials",
+    "Product",
+    "Snapshots",
+    "edmd",
+    "factor",
+    "index_products",
+    "index_set",
+    "kmeans",
+]
