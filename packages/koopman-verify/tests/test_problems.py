@@ -122,7 +122,7 @@ def test_flow_is_accurate_to_rounding():
         flow = system.map_fn
         field = jax.jit(flow.field)
         options = dict(method="DOP853", rtol=3e-14, atol=1e-14)
-        reference = si.solve_ivp(lambda t, y, f=field: np.asarray(f(jnp.asarray(y))), (0, flow.dt), x0, **options)
+        reference = si.solve_ivp(lambda _, y, f=field: np.asarray(f(jnp.asarray(y))), (0, flow.dt), x0, **options)
         np.testing.assert_allclose(flow(jnp.array(x0)), reference.y[:, -1], atol=1e-12, rtol=1e-13, err_msg=system.name)
     turn = problems.Flow(lambda x: jnp.stack([x[1], -x[0]]), 1.0, num_steps=4)
     np.testing.assert_allclose(turn(jnp.array([1.0, 0.0])), [math.cos(1), -math.sin(1)], atol=1e-15)

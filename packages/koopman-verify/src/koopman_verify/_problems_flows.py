@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -262,7 +263,7 @@ def _extrapolated(field: Callable, x: Array, h: float) -> Array:
     for k in range(1, len(_ROWS)):
         rows = [
             late + (late - early) / ((_ROWS[j + k] / _ROWS[j]) ** 2 - 1)
-            for j, (early, late) in enumerate(zip(rows[:-1], rows[1:], strict=True))
+            for j, (early, late) in enumerate(itertools.pairwise(rows))
         ]
     return rows[0]
 
