@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Complex, Float, Inexact, PRNGKeyArray
+from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from ._snapshots import Kind, Snapshots
 
@@ -20,8 +20,8 @@ class System(eqx.Module):
     - `map_fn`: the map $F$, `[d]` to `[d]`.
     - `measure_preserving`: whether $F$ preserves the measure of the snapshots.
     - `dictionary`, `snapshots`: a choice for which the answers below hold; `None` where there is no canonical one.
-    - `eigenvalues`: exact eigenvalues, of EDMD where the choice above makes it exact, else of the operator.
-    - `residuals`: the exact residuals of those EDMD eigenpairs, where known.
+    - `eigenvalues`: exact eigenvalues `[k]`, of EDMD where the choice above makes it exact, else of the operator.
+    - `residuals`: the exact residuals `[k]` of those EDMD eigenpairs, where known.
     - `distance_fn`: $z\mapsto\sigma_{\inf}(K-z)$, or `None`. For a normal operator it is the distance from the spectrum.
     - `h_fn`: $z\mapsto h_N(z)$ for `dictionary`, or `None`.
 
@@ -36,14 +36,15 @@ class System(eqx.Module):
     """
 
     name: str = eqx.field(static=True)
-    map_fn: Callable
+    map_fn: Any
     measure_preserving: bool = eqx.field(static=True, default=False)
+    # `Any`, as what a system lacks is `None` and users know which one they asked for.
     dictionary: Any = None
-    snapshots: Snapshots | None = None
-    eigenvalues: Complex[Array, " k"] | None = None
-    residuals: Float[Array, " k"] | None = None
-    distance_fn: Callable | None = None
-    h_fn: Callable | None = None
+    snapshots: Any = None
+    eigenvalues: Any = None
+    residuals: Any = None
+    distance_fn: Any = None
+    h_fn: Any = None
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, " d"]:
         """Return $F(x)$."""

@@ -144,8 +144,9 @@ def lazy_random_walk(num: int = 101) -> SpectralProblem:
     def moment(n: Any) -> Float[Array, "..."]:
         nodes = jnp.asarray((1 + 2 * np.cos(theta)) / 3, jnp.result_type(float))
         weights = jnp.asarray(np.sin(theta) ** 2 / 128, nodes.dtype)
-        powers = nodes ** jnp.asarray(n, nodes.dtype)[..., None]
-        return jnp.sum(jnp.broadcast_to(weights, powers.shape) * powers, axis=-1)
+        order = jnp.asarray(n, nodes.dtype)
+        powers = nodes.reshape((1,) * order.ndim + (-1,)) ** order[..., None]
+        return powers @ weights
 
     return SpectralProblem(
         name="lazy random walk",

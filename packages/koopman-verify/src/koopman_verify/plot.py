@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from ._edmd import Eigenpairs
+
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
