@@ -119,7 +119,8 @@ def test_gauss_map():
     pairs = kv.edmd(kv.factor(system.dictionary, system.snapshots)).sorted()
     np.testing.assert_allclose(pairs.eigenvalues[0], 1, atol=1e-12)
     assert float(pairs.residuals[0]) < 1e-12
-    assert float(pairs.residuals[1]) > 0.1
+    others = (jnp.abs(pairs.eigenvalues) > 0.1) & (jnp.arange(len(pairs)) > 0)  # near 0: functions beyond F(0)
+    assert float(jnp.min(pairs.residuals[others])) > 0.1
 
 
 def test_flow_is_accurate_to_rounding():
