@@ -3,7 +3,25 @@
 from ._dictionary import AbstractDictionary, Fourier
 from ._edmd import Eigenpairs, edmd
 from ._factor import Factor, factor
+from ._pseudospectrum import pseudoeigenfunction, pseudospectrum
+from ._results import RESULTS
 from ._snapshots import Snapshots
+from ._spectrum import Spectrum, polar_grid, rectangle_grid, verified_spectrum
 
 
-__all__ = ["AbstractDictionary", "Eigenpairs", "Factor", "Fourier", "Snapshots", "edmd", "factor"]
+__all__ = [
+    "RESULTS",
+    "AbstractDictionary",
+    "Eigenpairs",
+    "Factor",
+    "Fourier",
+    "Snapshots",
+    "Spectrum",
+    "edmd",
+    "factor",
+    "polar_grid",
+    "pseudoeigenfunction",
+    "pseudospectrum",
+    "rectangle_grid",
+    "verified_spectrum",
+]
