@@ -3,7 +3,7 @@
 from ._dictionary import AbstractDictionary, Fourier
 from ._edmd import Eigenpairs, edmd
 from ._factor import Factor, factor
-from ._pseudospectrum import pseudoeigenfunction, pseudospectrum
+from ._pseudospectrum import Region, pseudoeigenfunction, pseudospectrum, pseudospectrum_region
 from ._results import RESULTS
 from ._snapshots import Snapshots
 from ._spectrum import Spectrum, polar_grid, rectangle_grid, verified_spectrum
@@ -15,6 +15,7 @@ __all__ = [
     "Eigenpairs",
     "Factor",
     "Fourier",
+    "Region",
     "Snapshots",
     "Spectrum",
     "edmd",
@@ -22,6 +23,7 @@ __all__ = [
     "polar_grid",
     "pseudoeigenfunction",
     "pseudospectrum",
+    "pseudospectrum_region",
     "rectangle_grid",
     "verified_spectrum",
 ]

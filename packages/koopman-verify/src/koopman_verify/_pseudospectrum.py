@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.scipy.linalg as jsp
 import numpy as np
-from jaxtyping import Array, Float, Inexact, Shaped
+from jaxtyping import Array, Bool, Complex, Float, Inexact, Shaped
 
 from ._edmd import Eigenpairs, pairs_of
-from ._factor import Factor, promoted
+from ._factor import Factor
 
 
 Method: TypeAlias = Literal["auto", "svd", "iterative"]
@@ -177,7 +177,7 @@ def _project(apply: Callable[[Array], Array], inverse: Callable[[Array], Array],
     """Iterate: a block Krylov space of the inverse, then the smallest singular values of the stacked matrix on it."""
     width, rank = block.shape[1], block.shape[0]
     depth = min(_DEPTH, max(1, rank // width - 1))
-    rtol = 10 * rank**0.5 * jnp.finfo(block.dtype).eps
+    rtol = float(jnp.finfo(block.dtype).eps) ** 0.5
 
     def sweep(state: tuple[Array, Array, Array, Any]) -> tuple[Array, Array, Array, Any]:
         block, value, _, steps = state
@@ -192,20 +192,144 @@ def _project(apply: Callable[[Array], Array], inverse: Callable[[Array], Array],
 
     def going(state: tuple[Array, Array, Array, Any]) -> Array:
         _, value, before, steps = state
-        # The values fall: two equal ones in a row are the end of it.
-        return (steps < 1) | ((steps < _MAX_STEPS) & (before - value > rtol * (before + value)))
+        # The values fall, and their error is the square of the vectors': two equal ones in a row are the end of it.
+        return (steps < 1) | ((steps < _MAX_STEPS) & (before - value > rtol * value))
 
     infinite = jnp.array(jnp.inf, block.real.dtype)
     block, value, _, _ = jax.lax.while_loop(going, sweep, sweep((block, infinite, infinite, 0)))
     return block, value
 
 
+class Region(eqx.Module):
+    r"""The sublevel set $\{h_N\le\epsilon\}$ in a rectangle, at the points of the finest cells that may meet it.
+
+    **Attributes:**
+
+    - `points`, `values`: centres of the finest cells that were not excluded, `[k]`, and $h_N$ there.
+    - `inside`: which of them have a value, rounding included, of at most $\epsilon$.
+    - `epsilon`, `spacing`: $\epsilon$, and the distance of neighbouring points.
+    - `num_evaluations`, `num_grid`: how often $h_N$ was computed, and how many points the full grid has.
+    - `levels`: how often the rectangle was split.
+
+    !!! Example
+
+        ```python
+        region = koopman_verify.pseudospectrum_region(factor, -1.5 - 1.5j, 1.5 + 1.5j, epsilon=0.3)
+        region.points[region.inside]
+        ```
+    """
+
+    points: Complex[Array, " k"]
+    values: Float[Array, " k"]
+    inside: Bool[Array, " k"]
+    epsilon: float = eqx.field(static=True)
+    spacing: tuple[float, float] = eqx.field(static=True)
+    num_evaluations: int = eqx.field(static=True)
+    num_grid: int = eqx.field(static=True)
+    levels: int = eqx.field(static=True)
+
+
+def pseudospectrum_region(
+    factor: Factor,
+    lower: complex,
+    upper: complex,
+    *,
+    epsilon: float,
+    spacing: float = 0.05,
+    measure_preserving: bool = False,
+    method: Method = "auto",
+) -> Region:
+    r"""Find the sublevel set $\{h_N\le\epsilon\}$ in a rectangle with fewer evaluations than a full grid takes.
+
+    $h_N$ changes by at most $|z-w|$: a cell of half-diagonal $\rho$ about $z$ with $h_N(z)>\epsilon+\rho$ meets the
+    set nowhere, and is never split. The other cells are split in four, down to `spacing`. The smaller $\epsilon$, the
+    fewer evaluations. For a real dictionary and a rectangle symmetric about the real axis, only the upper half is
+    computed. A loop on the host decides which cells to split, so this is not for `jit`.
+
+    **Arguments:**
+
+    - `factor`: from [`koopman_verify.factor`][].
+    - `lower`, `upper`: the corners at the lower left and the upper right.
+    - `epsilon`: the level; `spacing`: sides of the finest cells, made smaller to fit.
+    - `measure_preserving`: declare that $K$ is an isometry, and use $\max(h_N, |1-|z||)$.
+    - `method`: see [`koopman_verify.pseudospectrum`][]. With `"iterative"` an iteration that has not converged could
+        exclude a cell wrongly (points that are reported stay right).
+
+    **Returns:** a [`koopman_verify.Region`][].
+
+    **Raises:** `ValueError` for an empty rectangle, or an `epsilon` or `spacing` that is not positive.
+
+    !!! Example
+
+        ```python
+        koopman_verify.pseudospectrum_region(factor, -1.5 - 1.5j, 1.5 + 1.5j, epsilon=0.1).num_evaluations
+        ```
+    """
+    lower, upper = complex(lower), complex(upper)
+    extent = upper - lower
+    if not (extent.real > 0 and extent.imag > 0 and np.isfinite(extent)):
+        raise ValueError(f"`upper` must be above and to the right of `lower`; got {lower} and {upper}")
+    if not (epsilon > 0 and spacing > 0):
+        raise ValueError(f"`epsilon` and `spacing` must be positive; got {epsilon} and {spacing}")
+    # A chequered board of nearly square cells, each of which is split `levels` times.
+    levels = max(0, int(np.ceil(np.log2(min(extent.real, extent.imag) / spacing) - 1e-9)) - 2)
+    count = [int(np.ceil(side / (spacing * 2**levels) - 1e-9)) for side in (extent.real, extent.imag)]
+    side = np.array([extent.real / count[0], extent.imag / count[1]])
+    x, y = (np.arange(n) + 0.5 for n in count)
+    cells = lower + (x[:, None] * side[0] + 1j * y[None] * side[1]).ravel()
+    num_evaluations, values = 0, np.zeros(0)
+    for level in range(levels + 1):
+        values = _in_pieces(factor, cells, method)
+        num_evaluations += len(np.unique(cells.real + 1j * np.abs(cells.imag)) if jnp.isrealobj(factor.A) else cells)
+        values = np.maximum(values, np.abs(1 - np.abs(cells))) if measure_preserving else values
+        keep = values <= epsilon + np.hypot(*side) / 2
+        cells, values = cells[keep], values[keep]
+        if level < levels:
+            side = side / 2
+            quarters = np.array([-1 - 1j, 1 - 1j, -1 + 1j, 1 + 1j])
+            cells = (cells[:, None] + (quarters.real * side[0] + 1j * quarters.imag * side[1])[None] / 2).ravel()
+    rounding = np.asarray(factor.rounding(jnp.asarray(cells, _dtype(factor))))
+    real = jnp.finfo(_dtype(factor)).dtype
+    return Region(
+        points=jnp.asarray(cells, _dtype(factor)),
+        values=jnp.asarray(values, real),
+        inside=jnp.asarray(values + rounding <= epsilon),
+        epsilon=float(epsilon),
+        spacing=(float(side[0]), float(side[1])),
+        num_evaluations=num_evaluations,
+        num_grid=count[0] * count[1] * 4**levels,
+        levels=levels,
+    )
+
+
+def _in_pieces(factor: Factor, cells: np.ndarray, method: Method) -> np.ndarray:
+    """Evaluate in pieces of two sizes, so that there are two programs to compile however the numbers change."""
+    if jnp.isrealobj(factor.A):
+        upper = cells.real + 1j * np.abs(cells.imag)
+        first, inverse = _distinct(upper)
+        cells = upper[first]
+    else:
+        inverse = slice(None)
+    out, start = [], 0
+    while start < len(cells):
+        size = 256 if len(cells) - start >= 256 else 32
+        piece = cells[start : start + size]
+        padded = np.pad(piece, (0, size - len(piece)), mode="edge")
+        z = jnp.asarray(padded, _dtype(factor))
+        out.append(np.asarray(_values(factor, z, _method(method, factor), None))[: len(piece)])
+        start += size
+    return np.concatenate([np.zeros(0), *out])[inverse]
+
+
+def _dtype(factor: Factor) -> Any:
+    return jnp.result_type(factor.A.dtype, jnp.complex64)
+
+
 def _checked(z: Any, factor: Factor) -> Array:
-    dtype = jnp.result_type(factor.A.dtype, jnp.complex64)
     z = jnp.asarray(z)
     if not jnp.issubdtype(z.dtype, jnp.number):
         raise ValueError(f"`z` must hold numbers; got {z.dtype}")
-    z = z.astype(dtype)
+    z = z.astype(_dtype(factor))
     if isinstance(z, jax.core.Tracer):
         return eqx.error_if(z, ~jnp.all(jnp.isfinite(z)), "`z` must be finite.")
     if not bool(jnp.all(jnp.isfinite(z))):
