@@ -58,7 +58,7 @@ def test_rotation_is_the_distance_from_the_eigenvalues(method):
 def test_floor_at_an_exact_eigenvalue(method, dtype, floor):
     # By a quarter turn, so that every value of the dictionary is as exact as the dtype allows.
     f = rotation(angle=np.pi / 2, dtype=dtype)
-    exact = jnp.asarray([1, 1j, -1, -1j], jnp.result_type(dtype, jnp.complex64))
+    exact = jnp.asarray([1, 1j, -1, -1j], np.result_type(dtype, np.complex64))
     h = pseudospectrum(f, exact, method=method)
     assert h.dtype == dtype
     assert jnp.max(h) <= floor
@@ -94,7 +94,7 @@ def test_falls_as_the_dictionary_grows_and_is_lipschitz(getkey):
 @hp.given(st.integers(0, 10**6), st.sampled_from([jnp.float64, jnp.float32, jnp.complex128, jnp.complex64]))
 def test_random_systems(seed, dtype):
     f = random_factor(jr.key(seed), 12, dtype)
-    z = jnp.asarray(jr.normal(jr.key(seed + 1), (8, 2)) @ jnp.array([1, 1j]), jnp.result_type(dtype, jnp.complex64))
+    z = jnp.asarray(jr.normal(jr.key(seed + 1), (8, 2)) @ jnp.array([1, 1j]), np.result_type(dtype, np.complex64))
     truth = by_numpy(f, z)
     eps = float(jnp.finfo(dtype).eps)
     assert np.max(np.abs(pseudospectrum(f, z, method="svd") - truth)) < 100 * eps

@@ -122,7 +122,7 @@ def _complex(factor: Factor) -> tuple[Array, Array]:
     b = factor.B
     if b.shape[0] > factor.rank:
         b = jnp.linalg.qr(b, mode="r")
-    dtype = jnp.result_type(factor.A.dtype, jnp.complex64)
+    dtype = _dtype(factor)
     return factor.A.astype(dtype), b.astype(dtype)
 
 
@@ -322,7 +322,7 @@ def _in_pieces(factor: Factor, cells: np.ndarray, method: Method) -> np.ndarray:
 
 
 def _dtype(factor: Factor) -> Any:
-    return jnp.result_type(factor.A.dtype, jnp.complex64)
+    return np.result_type(factor.A.dtype, np.complex64)
 
 
 def _checked(z: Any, factor: Factor) -> Array:

@@ -146,7 +146,7 @@ def verified_spectrum(
 
 @eqx.filter_jit
 def _select(factor: Factor, grid: Array, h: Array, kappa: float, measure_preserving: bool) -> Spectrum:
-    grid = grid.astype(jnp.result_type(factor.A.dtype, jnp.complex64))
+    grid = grid.astype(np.result_type(factor.A.dtype, np.complex64))
     rounding = factor.rounding(grid)
     distances, violation = h + rounding, jnp.zeros((), h.dtype)
     if measure_preserving:
