@@ -1,25 +1,43 @@
 """Koopman spectra that come with a certificate, or a refusal."""
 
+from ._compose import Concatenate, Constant, Delay, Product
 from ._dictionary import AbstractDictionary, Fourier
 from ._edmd import Eigenpairs, edmd
 from ._factor import Factor, factor
+from ._hats import Hats
+from ._index_sets import index_products, index_set
+from ._polynomials import Chebyshev, Hermite, Legendre, Monomials
 from ._pseudospectrum import Region, pseudoeigenfunction, pseudospectrum, pseudospectrum_region
+from ._radial import RBF, kmeans
 from ._results import RESULTS
 from ._snapshots import Snapshots
 from ._spectrum import Spectrum, polar_grid, rectangle_grid, verified_spectrum
 
 
 __all__ = [
+    "RBF",
     "RESULTS",
     "AbstractDictionary",
+    "Chebyshev",
+    "Concatenate",
+    "Constant",
+    "Delay",
     "Eigenpairs",
     "Factor",
     "Fourier",
+    "Hats",
+    "Hermite",
+    "Legendre",
+    "Monomials",
+    "Product",
     "Region",
     "Snapshots",
     "Spectrum",
     "edmd",
     "factor",
+    "index_products",
+    "index_set",
+    "kmeans",
     "polar_grid",
     "pseudoeigenfunction",
     "pseudospectrum",
