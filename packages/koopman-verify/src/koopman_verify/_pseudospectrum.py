@@ -1,6 +1,6 @@
 import functools as ft
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -8,22 +8,20 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.scipy.linalg as jsp
 import numpy as np
-from jaxtyping import Array, Bool, Complex, Float, Inexact, Shaped
+from jaxtyping import Array, Bool, Complex, Float, Shaped
 
 from ._edmd import Eigenpairs, pairs_of
 from ._factor import Factor
 
 
-Method: TypeAlias = Literal["auto", "svd", "iterative"]
+Method: TypeAlias = str  # "auto", "svd", "iterative"
 
 _SVD_UP_TO = 64  # dimension from which on the iteration is the faster one (benchmarks/pseudospectrum.py)
 _BLOCK, _DEPTH = 4, 3  # vectors that are iterated together, and applications of the inverse before each projection
 _MAX_STEPS = 12
 
 
-def pseudospectrum(
-    factor: Factor, z: Inexact[Array, "*k"] | complex, *, method: Method = "auto", chunk: int | None = None
-) -> Float[Array, "*k"]:
+def pseudospectrum(factor: Factor, z: Any, *, method: Method = "auto", chunk: int | None = None) -> Float[Array, "*k"]:
     r"""Return $h_N(z) = \sigma_{\min}\begin{bmatrix}A - z\\ B\end{bmatrix}$, an upper bound on $\sigma_{\inf}(K-z)$.
 
     So $\{z : h_N(z)\le\epsilon\}$ lies inside the approximate point $\epsilon$-pseudospectrum (with exact integrals, and
@@ -68,7 +66,7 @@ def pseudospectrum(
     return _values(factor, flat, method, chunk).reshape(shape)
 
 
-def pseudoeigenfunction(factor: Factor, z: Inexact[Array, "*k"] | complex, *, method: Method = "auto") -> Eigenpairs:
+def pseudoeigenfunction(factor: Factor, z: Any, *, method: Method = "auto") -> Eigenpairs:
     r"""Return, for each $z$, the function of the span whose residual $\lVert(K-z)g\rVert/\lVert g\rVert$ is least.
 
     **Arguments:**
@@ -144,8 +142,8 @@ def _minimisers(factor: Factor, z: Shaped[Array, " k"]) -> Shaped[Array, "r k"]:
     apply = lambda point, v: jnp.concatenate([a @ v - point * v, b @ v])
 
     def by_squares(point: Array, block: Array) -> tuple[Array, Array]:
-        size = delta * (1 + jnp.abs(point) ** 2)
-        square = gram - point * a.conj().T - jnp.conj(point) * a + (jnp.abs(point) ** 2 + size) * identity
+        size = jnp.abs(point) ** 2 + delta * (1 + jnp.abs(point) ** 2)
+        square = gram - point * a.conj().T - jnp.conj(point) * a + size.astype(a.dtype) * identity
         lower = jnp.linalg.cholesky(square, symmetrize_input=False)
         return _project(ft.partial(apply, point), _inverse(lower, lower=True), block)
 
@@ -231,11 +229,11 @@ class Region(eqx.Module):
 
 def pseudospectrum_region(
     factor: Factor,
-    lower: complex,
-    upper: complex,
+    lower: complex | float | int,
+    upper: complex | float | int,
     *,
-    epsilon: float,
-    spacing: float = 0.05,
+    epsilon: float | int,
+    spacing: float | int = 0.05,
     measure_preserving: bool = False,
     method: Method = "auto",
 ) -> Region:

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Complex, Float, Inexact
+from jaxtyping import Array, Bool, Complex, Float
 
 from ._edmd import edmd
 from ._factor import Factor, Operator, Space
@@ -87,8 +87,8 @@ class Spectrum(eqx.Module):
 
 def verified_spectrum(
     factor: Factor,
-    grid: Inexact[Array, " k"],
-    kappa: float = 1.0,
+    grid: Any,
+    kappa: float | int = 1.0,
     measure_preserving: bool = False,
     *,
     method: Method = "auto",
@@ -132,7 +132,7 @@ def verified_spectrum(
         ```
     """
     grid = jnp.asarray(grid)
-    if grid.ndim != 1 or grid.size == 0 or not jnp.issubdtype(grid.dtype, jnp.inexact):
+    if grid.ndim != 1 or grid.size == 0 or not jnp.issubdtype(grid.dtype, jnp.number):
         raise ValueError(f"`grid` must hold complex numbers, [k]; got {grid.dtype}{list(grid.shape)}")
     if isinstance(kappa, jax.core.Tracer) or not kappa > 0:
         raise ValueError(f"`kappa` must be a positive number; got {kappa}")
@@ -231,7 +231,9 @@ def polar_grid(num_angles: int, radii: Any = 1.0, *, half: bool = True) -> Compl
     return jnp.asarray(points.ravel(), jnp.result_type(complex))
 
 
-def rectangle_grid(lower: complex, upper: complex, spacing: float) -> Complex[Array, " k"]:
+def rectangle_grid(
+    lower: complex | float | int, upper: complex | float | int, spacing: float | int
+) -> Complex[Array, " k"]:
     r"""Return the points of a square lattice in a rectangle, in rows that run to and fro.
 
     **Arguments:**
