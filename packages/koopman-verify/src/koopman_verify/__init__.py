@@ -7,12 +7,16 @@ from ._factor import Factor, factor
 from ._hats import Hats
 from ._index_sets import index_products, index_set
 from ._polynomials import Chebyshev, Hermite, Legendre, Monomials
+from ._pseudospectrum import Region, pseudoeigenfunction, pseudospectrum, pseudospectrum_region
 from ._radial import RBF, kmeans
+from ._results import RESULTS
 from ._snapshots import Snapshots
+from ._spectrum import Spectrum, polar_grid, rectangle_grid, verified_spectrum
 
 
 __all__ = [
     "RBF",
+    "RESULTS",
     "AbstractDictionary",
     "Chebyshev",
     "Concatenate",
@@ -26,10 +30,18 @@ __all__ = [
     "Legendre",
     "Monomials",
     "Product",
+    "Region",
     "Snapshots",
+    "Spectrum",
     "edmd",
     "factor",
     "index_products",
     "index_set",
     "kmeans",
+    "polar_grid",
+    "pseudoeigenfunction",
+    "pseudospectrum",
+    "pseudospectrum_region",
+    "rectangle_grid",
+    "verified_spectrum",
 ]
