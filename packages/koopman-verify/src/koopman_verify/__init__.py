@@ -1,8 +1,11 @@
 """Koopman spectra that come with a certificate, or a refusal."""
 
+from ._certificate import Certificate
+from ._certify import MeasureAudit, audit_measure_preserving, certify
 from ._compose import Concatenate, Constant, Delay, Product
 from ._dictionary import AbstractDictionary, Fourier
 from ._edmd import Eigenpairs, edmd
+from ._evidence import ExactIntegrals, KnownModulus
 from ._factor import Factor, factor
 from ._hats import Hats
 from ._index_sets import index_products, index_set
@@ -18,21 +21,27 @@ __all__ = [
     "RBF",
     "RESULTS",
     "AbstractDictionary",
+    "Certificate",
     "Chebyshev",
     "Concatenate",
     "Constant",
     "Delay",
     "Eigenpairs",
+    "ExactIntegrals",
     "Factor",
     "Fourier",
     "Hats",
     "Hermite",
+    "KnownModulus",
     "Legendre",
+    "MeasureAudit",
     "Monomials",
     "Product",
     "Region",
     "Snapshots",
     "Spectrum",
+    "audit_measure_preserving",
+    "certify",
     "edmd",
     "factor",
     "index_products",
