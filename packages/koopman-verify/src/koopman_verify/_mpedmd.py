@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsp
+import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Inexact
 
 from ._edmd import Eigenpairs, pairs_of
@@ -110,7 +111,7 @@ def mpedmd(factor: Factor) -> MeasurePreserving:
     """
     left, sigma, right = jnp.linalg.svd(factor.A)
     unitary = left @ right
-    complex_dtype = jnp.result_type(unitary.dtype, jnp.complex64)
+    complex_dtype = np.result_type(unitary.dtype, np.complex64)
     triangle, z = jsp.schur(unitary.astype(complex_dtype), output="complex")
     # The triangle of a unitary matrix is diagonal up to rounding. The residual is that of the value put on the circle.
     mu = jnp.diagonal(triangle)

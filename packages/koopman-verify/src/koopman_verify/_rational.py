@@ -32,6 +32,7 @@ def checked_order(order: Any) -> int:
     return int(order)
 
 
+@ft.partial(jax.jit, static_argnums=3)
 def circle_kernel(
     phases: Float[Array, " r"], theta: Float[Array, " T"], epsilon: Float[Array, ""], order: int
 ) -> Float[Array, "T r"]:
@@ -44,13 +45,14 @@ def circle_kernel(
     # An offset of almost a full turn is a small one.
     offset = offset - 2 * jnp.pi * jnp.round(offset / (2 * jnp.pi))
     total = jnp.zeros_like(offset)
-    for pole, residue in zip(*poles_and_residues(order), strict=True):
+    for pole, residue in _python_pairs(order):
         exponent = jax.lax.complex(-epsilon * pole.imag + 0 * offset, offset + epsilon * pole.real)
         q_minus_one = jnp.expm1(exponent)
         total = total + _real_part(residue, (q_minus_one + 2) / q_minus_one)
     return -total / (2 * jnp.pi)
 
 
+@ft.partial(jax.jit, static_argnums=3)
 def line_kernel(
     points: Float[Array, " r"], x: Float[Array, " T"], epsilon: Float[Array, ""], order: int
 ) -> Float[Array, "T r"]:
@@ -60,7 +62,7 @@ def line_kernel(
     """
     offset = points[None] - x[:, None]
     total = jnp.zeros_like(offset)
-    for pole, residue in zip(*poles_and_residues(order), strict=True):
+    for pole, residue in _python_pairs(order):
         inverse = 1 / jax.lax.complex(offset - epsilon * pole.real, -epsilon * pole.imag + 0 * offset)
         total = total + _real_part(-1j * residue, inverse)
     return total / jnp.pi
@@ -68,4 +70,9 @@ def line_kernel(
 
 def _real_part(number: complex, values: Array) -> Array:
     """Return Re(number * values), the number in the precision of the values."""
-    return float(number.real) * values.real - float(number.imag) * values.imag
+    return number.real * values.real - number.imag * values.imag
+
+
+def _python_pairs(order: int) -> zip:
+    """Return poles and residues as Python numbers, which take the precision of what they meet."""
+    return zip(*(a.tolist() for a in poles_and_residues(order)), strict=True)

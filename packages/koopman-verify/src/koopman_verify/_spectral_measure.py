@@ -83,9 +83,9 @@ def wave_packet(mp: MeasurePreserving, coefficients: Any, theta: Any, epsilon: A
     c = mp.modes(coefficients)
     if c.ndim != 1:
         raise ValueError(f"`coefficients` must be those of one observable, [N]; got {c.shape[1]} columns")
-    z, filtered = promoted(mp.coordinates, circle_kernel(mp.phases, theta, epsilon, order).T * c[:, None])
+    kernel, z, c = promoted(circle_kernel(mp.phases, theta, epsilon, order), mp.coordinates, c)
     circle = jnp.exp(1j * theta).astype(z.dtype)
-    return pairs_of(mp.factor, circle, z @ filtered)
+    return pairs_of(mp.factor, circle, z @ (kernel.T * c[:, None]))
 
 
 def resolution(mp: MeasurePreserving, theta: Any) -> Float[Array, " T"]:
