@@ -1,14 +1,17 @@
 """Koopman spectra that come with a certificate, or a refusal."""
 
+from . import measures
 from ._compose import Concatenate, Constant, Delay, Product
 from ._dictionary import AbstractDictionary, Fourier
 from ._edmd import Eigenpairs, edmd
 from ._factor import Factor, factor
 from ._hats import Hats
 from ._index_sets import index_products, index_set
+from ._laplace import LaplaceAverage, laplace_average
 from ._mpedmd import MeasurePreserving, mpedmd
 from ._polynomials import Chebyshev, Hermite, Legendre, Monomials
 from ._radial import RBF, kmeans
+from ._rage import PointPart, rage
 from ._snapshots import Snapshots
 from ._spectral_measure import resolution, spectral_measure, wave_packet
 
@@ -25,9 +28,11 @@ __all__ = [
     "Fourier",
     "Hats",
     "Hermite",
+    "LaplaceAverage",
     "Legendre",
     "MeasurePreserving",
     "Monomials",
+    "PointPart",
     "Product",
     "Snapshots",
     "edmd",
@@ -35,7 +40,10 @@ __all__ = [
     "index_products",
     "index_set",
     "kmeans",
+    "laplace_average",
+    "measures",
     "mpedmd",
+    "rage",
     "resolution",
     "spectral_measure",
     "wave_packet",

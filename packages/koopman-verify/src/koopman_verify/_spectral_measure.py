@@ -1,5 +1,6 @@
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -84,7 +85,7 @@ def wave_packet(mp: MeasurePreserving, coefficients: Any, theta: Any, epsilon: A
     if c.ndim != 1:
         raise ValueError(f"`coefficients` must be those of one observable, [N]; got {c.shape[1]} columns")
     kernel, z, c = promoted(circle_kernel(mp.phases, theta, epsilon, order), mp.coordinates, c)
-    circle = jnp.exp(1j * theta).astype(z.dtype)
+    circle = jax.lax.complex(jnp.cos(theta), jnp.sin(theta))
     return pairs_of(mp.factor, circle, z @ (kernel.T * c[:, None]))
 
 
