@@ -18,8 +18,8 @@ class LaplaceAverage(eqx.Module):
     **Attributes:**
 
     - `values`: $P_{\lambda_j}g$ at the initial states, `[k, *s]`.
-    - `num_steps`: how many steps entered each average, `[k]`. For $|\lambda_j|$ below the largest modulus it is capped:
-        errors of what was subtracted before grow like $(\rho/|\lambda_j|)^n$.
+    - `num_steps`: how many steps entered each average, `[k]`. Below the largest modulus $\rho$ it is capped: errors of what
+        was subtracted before grow like $(\rho/|\lambda_j|)^n$.
     - `change`: the largest difference to the same average over half as many steps, `[k]`. A sign of convergence, and not
         a bound.
     """
@@ -37,9 +37,11 @@ def laplace_average(values: Any, eigenvalues: Any, *, weight: Weight = "bump") -
 
     With the bump weights $\exp(-1/(t(1-t)))$, $t = (k+1)/(n+1)$, the average converges faster than any power for smooth
     quasi-periodic data, where uniform weights give $O(1/n)$. Eigenvalues are treated from the largest modulus downward, and
-    each component found is subtracted before the next. Below the largest modulus $\rho$ this amplifies errors by
-    $(\rho/|\lambda|)^n$, so that $n$ is at most $\frac12\log(1/\mathrm{eps})/\log(\rho/|\lambda|)$: half of the digits are
-    left to the component. Components that are not listed and decay slower than $\lambda$ spoil the average.
+    each component found is subtracted before the next. What is wrong with a component of modulus $\rho$ by $\delta$ then
+    enters those of smaller modulus as $\delta(\rho/|\lambda|)^n$, so that $n$ is at most
+    $\frac12\log(1/\delta)/\log(\rho/|\lambda|)$, with the relative `change` (or rounding) as $\delta$: half of its digits
+    are left. Few steps remain for the third or fourth modulus. Components that are not listed and decay slower than
+    $\lambda$ spoil the average.
 
     **Arguments:**
 
@@ -75,24 +77,34 @@ def laplace_average(values: Any, eigenvalues: Any, *, weight: Weight = "bump") -
     z = checked("eigenvalues", z, (jnp.abs(z) > 0) & jnp.isfinite(z), "finite and not zero")
     total, shape = len(g), g.shape[1:]
     order = jnp.argsort(-jnp.abs(z))
-    largest = jnp.abs(z)[order[0]]
-    # A modulus that differs by rounding only counts as equal, and the whole trajectory is used.
-    ratio = jnp.log(largest / jnp.abs(z))
-    digits = -0.5 * jnp.log(jnp.finfo(real).eps)
-    safe = jnp.where(ratio * total <= digits, jnp.ones_like(ratio), ratio)
-    caps = jnp.where(ratio * total <= digits, total, jnp.floor(digits / safe).astype(int))
-    caps = jnp.clip(caps, 1, total)
+    sizes, scale = jnp.abs(z), jnp.max(jnp.abs(g))
+    eps = jnp.finfo(real).eps
 
-    def peel(rest: Array, index: Array) -> tuple[Array, tuple[Array, Array]]:
+    def peel(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+        rest, changes = carry
+        num = _cap(total, changes, sizes, sizes[index], eps, scale)
         powers = _powers(z[index], total)
         average = lambda num: (_weights(num, total, weight, real).astype(dtype) / powers) @ rest
-        found, before = average(caps[index]), average(jnp.maximum(caps[index] // 2, 1))
-        change = jnp.max(jnp.abs(found - before))
-        return rest - powers[:, None] * found[None], (found, change)
+        found = average(num)
+        change = jnp.max(jnp.abs(found - average(jnp.maximum(num // 2, 1))))
+        rest = rest - powers[:, None] * found[None]
+        return (rest, changes.at[index].set(change)), (found, num, change)
 
-    _, (found, change) = jax.lax.scan(peel, g.reshape(total, -1), order)
+    nothing = jnp.full_like(sizes, -1)  # not peeled yet
+    _, (found, caps, change) = jax.lax.scan(peel, (g.reshape(total, -1), nothing), order)
     place = jnp.argsort(order)
-    return LaplaceAverage(found[place].reshape(len(z), *shape), caps, change[place])
+    return LaplaceAverage(found[place].reshape(len(z), *shape), caps[place], change[place])
+
+
+def _cap(total: int, changes: Array, sizes: Array, size: Array, eps: Any, scale: Array) -> Array:
+    r"""Return the number of steps after which what was wrong before has grown to the root of itself."""
+    error = jnp.clip(changes / jnp.where(scale > 0, scale, jnp.ones_like(scale)), eps, 0.5)
+    growth = jnp.log(sizes / size)
+    # A modulus that differs by rounding only does not grow.
+    counts = (changes >= 0) & (growth * total > 1)
+    limit = -0.5 * jnp.log(error) / jnp.where(counts, growth, jnp.ones_like(growth))
+    limit = jnp.min(jnp.where(counts, limit, jnp.full_like(limit, total)))
+    return jnp.clip(jnp.floor(limit).astype(int), 2, total)
 
 
 def _powers(z: Array, num: int) -> Array:
