@@ -1,5 +1,6 @@
 """Koopman spectra that come with a certificate, or a refusal."""
 
+from . import measures
 from ._certificate import Certificate
 from ._certify import MeasureAudit, audit_measure_preserving, certify
 from ._compose import Concatenate, Constant, Delay, Product
@@ -9,11 +10,15 @@ from ._evidence import ExactIntegrals, KnownModulus
 from ._factor import Factor, factor
 from ._hats import Hats
 from ._index_sets import index_products, index_set
+from ._laplace import LaplaceAverage, laplace_average
+from ._mpedmd import MeasurePreserving, mpedmd
 from ._polynomials import Chebyshev, Hermite, Legendre, Monomials
 from ._pseudospectrum import Region, pseudoeigenfunction, pseudospectrum, pseudospectrum_region
 from ._radial import RBF, kmeans
+from ._rage import PointPart, rage
 from ._results import RESULTS
 from ._snapshots import Snapshots
+from ._spectral_measure import resolution, spectral_measure, wave_packet
 from ._spectrum import Spectrum, polar_grid, rectangle_grid, verified_spectrum
 
 
@@ -33,9 +38,12 @@ __all__ = [
     "Hats",
     "Hermite",
     "KnownModulus",
+    "LaplaceAverage",
     "Legendre",
     "MeasureAudit",
+    "MeasurePreserving",
     "Monomials",
+    "PointPart",
     "Product",
     "Region",
     "Snapshots",
@@ -47,10 +55,17 @@ __all__ = [
     "index_products",
     "index_set",
     "kmeans",
+    "laplace_average",
+    "measures",
+    "mpedmd",
     "polar_grid",
     "pseudoeigenfunction",
     "pseudospectrum",
     "pseudospectrum_region",
+    "rage",
     "rectangle_grid",
+    "resolution",
+    "spectral_measure",
     "verified_spectrum",
+    "wave_packet",
 ]
