@@ -1,8 +1,10 @@
 """Koopman spectra that come with a certificate, or a refusal."""
 
+from . import loss
 from ._compose import Concatenate, Constant, Delay, Product
 from ._dictionary import AbstractDictionary, Fourier
 from ._edmd import Eigenpairs, edmd
+from ._eigenpair import Sensitivity, eigenpair, sensitivity
 from ._factor import Factor, factor
 from ._hats import Hats
 from ._index_sets import index_products, index_set
@@ -26,10 +28,14 @@ __all__ = [
     "Legendre",
     "Monomials",
     "Product",
+    "Sensitivity",
     "Snapshots",
     "edmd",
+    "eigenpair",
     "factor",
     "index_products",
     "index_set",
     "kmeans",
+    "loss",
+    "sensitivity",
 ]
