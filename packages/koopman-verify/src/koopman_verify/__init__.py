@@ -1,11 +1,12 @@
 """Koopman spectra that come with a certificate, or a refusal."""
 
-from . import measures
+from . import loss, measures
 from ._certificate import Certificate
 from ._certify import MeasureAudit, audit_measure_preserving, certify
 from ._compose import Concatenate, Constant, Delay, Product
 from ._dictionary import AbstractDictionary, Fourier
 from ._edmd import Eigenpairs, edmd
+from ._eigenpair import Sensitivity, eigenpair, sensitivity
 from ._evidence import ExactIntegrals, KnownModulus
 from ._factor import Factor, factor
 from ._hats import Hats
@@ -46,16 +47,19 @@ __all__ = [
     "PointPart",
     "Product",
     "Region",
+    "Sensitivity",
     "Snapshots",
     "Spectrum",
     "audit_measure_preserving",
     "certify",
     "edmd",
+    "eigenpair",
     "factor",
     "index_products",
     "index_set",
     "kmeans",
     "laplace_average",
+    "loss",
     "measures",
     "mpedmd",
     "polar_grid",
@@ -65,6 +69,7 @@ __all__ = [
     "rage",
     "rectangle_grid",
     "resolution",
+    "sensitivity",
     "spectral_measure",
     "verified_spectrum",
     "wave_packet",

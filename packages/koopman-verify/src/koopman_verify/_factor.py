@@ -9,7 +9,7 @@ import jax.scipy.linalg as jsp
 from jaxtyping import Array, Float, Inexact
 
 from ._snapshots import Kind, Snapshots
-from ._triangle import sharded_triangle_of, triangle_of
+from ._triangle import settled, sharded_triangle_of, triangle_of
 
 
 Dictionary: TypeAlias = Callable[[Any], Any]
@@ -238,6 +238,7 @@ def _norms(r11: Array, r12: Array, r22: Array, lengths: Array, smallest: Array) 
 
 def _coordinates(triangle: Array) -> dict[str, Array]:
     """Return the operator in the coordinates $u = R_{11}v$, if the functions are independent."""
+    triangle = settled(triangle)
     sigma, lengths = _spectrum_of_columns(triangle)
     n, eps = len(sigma), float(jnp.finfo(sigma.dtype).eps)
     finite, full = jnp.all(jnp.isfinite(sigma)), sigma[-1] > 2 * n * eps * sigma[0]
