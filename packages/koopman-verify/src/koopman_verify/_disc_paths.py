@@ -4,6 +4,8 @@ import numpy as np
 # A local twist carries a point across its centre: the two ends lie at half the radius, inside the plateau of the bump,
 # and the other marked points lie outside the ball by this factor.
 _margin = 1.03
+# The longest possible step often ends where the next one can only be short.
+_shorten, _caution = 0.9, 1.0
 
 
 def separated(x: np.ndarray, y: np.ndarray, slack: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -100,9 +102,17 @@ class TwistPath:
             # A random turn, so that no symmetry of the data can hold the path up.
             angles = np.arctan2(way[1], way[0]) + fan + 0.1 * self.rng.standard_normal(len(fan))
             directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-            step = np.minimum(_reach(here, directions, others, self.inner, self.outer), distance)
+            step = np.minimum(_shorten * _reach(here, directions, others, self.inner, self.outer), distance)
             ends = here + step[:, None] * directions
-            self._step(i, ends[np.argmin(np.linalg.norm(_heading(ends, target, polar), axis=1))])
+            left = np.linalg.norm(_heading(ends, target, polar), axis=1)
+            self._step(i, ends[np.argmin(left - _caution * self._room(ends, others))])
+
+    def _room(self, ends: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Return the distances of `ends` to the nearest of `others` and to the boundary."""
+        room = np.linalg.norm(others[None] - ends[:, None], axis=2).min(axis=1, initial=np.inf)
+        r = np.linalg.norm(ends, axis=1)
+        room = np.minimum(room, self.outer - r)
+        return np.minimum(room, r - self.inner) if self.inner > 0 else room
 
     def clear(self, i: int, partner: int) -> None:
         """Move marked point `i` a little if another marked point sits at, or next to, the point opposite to it."""
