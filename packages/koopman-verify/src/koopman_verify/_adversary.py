@@ -247,7 +247,8 @@ def play(
     if slack < 64 * float(jnp.finfo(jnp.result_type(float)).eps):
         raise ValueError(f"`slack` must be at least 64 eps of {jnp.result_type(float)}; got {slack}")
     system = _System(generator(jr.key(0) if key is None else key), height, slack, max_twists)
-    edges = np.sqrt(np.linspace(0.99, 0.01, max_oscillations // 2 + 2))
+    # The innermost part stays as it was: there every black box can see the rotation.
+    edges = np.sqrt(np.linspace(0.99, 0.2, max_oscillations // 2 + 2))
     rows: list[tuple[int, str, int, float, float]] = []
     reached, why = 0, ""
     for stage in range(max_oscillations + 1):
@@ -338,7 +339,9 @@ class Coin:
     def verdict(self) -> str:
         """What this shows, in words."""
         same = "both maps agreed on every query" if self.num_identical == self.num_games else "the maps were told apart"
-        return f"right in {self.num_right} of {self.num_games} games ({self.rate:.2f}); {same}; no more than 0.5 expected"
+        return (
+            f"right in {self.num_right} of {self.num_games} games ({self.rate:.2f}); {same}; no more than 0.5 expected"
+        )
 
 
 def coin(
@@ -394,7 +397,9 @@ def coin(
         second = _run(algorithm, other, budget, one)
         same = np.array_equal(queries, other.queries) and np.array_equal(answers, other.answers)
         identical += int(same and np.array_equal(first, second))
-        right += int(hausdorff_to_circle(second) < tolerance if heads[game] else hausdorff_to_two_points(first) < tolerance)
+        right += int(
+            hausdorff_to_circle(second) < tolerance if heads[game] else hausdorff_to_two_points(first) < tolerance
+        )
     return Coin(num_games, right, identical)
 
 

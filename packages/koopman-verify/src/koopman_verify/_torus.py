@@ -111,7 +111,7 @@ class LiouvilleTorus:
         r"""Return $e^{2\pi i k a}$, which every $l$ shares: $\varphi$ has mean zero."""
         return complex(np.exp(2j * np.pi * _phase(k * self.rotation)))
 
-    def eigenfunction(self, k: int, l: int, x: Any, y: Any) -> np.ndarray:  # noqa: E741
+    def eigenfunction(self, k: int, l: int, x: Any, y: Any) -> np.ndarray:
         r"""Return $e^{2\pi i (k x + l y)} e^{-2\pi i l \psi_J(x)}$.
 
         **Arguments:**
@@ -125,7 +125,7 @@ class LiouvilleTorus:
         first = np.asarray([_phase(k * Fraction(v)) for v in x])
         return np.exp(2j * np.pi * (first + l * (np.asarray(y, float) - self.transfer(x))))
 
-    def eigen_defect(self, k: int, l: int, *, num_points: int = 256, seed: int = 0) -> float:  # noqa: E741
+    def eigen_defect(self, k: int, l: int, *, num_points: int = 256, seed: int = 0) -> float:
         r"""Return the largest measured $|g(F(x, y)) - \lambda g(x, y)|$ at random points, where $|g| = 1$.
 
         **Arguments:**

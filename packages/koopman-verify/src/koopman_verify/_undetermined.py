@@ -115,9 +115,7 @@ def determined(
     if modulus is not None and not modulus > 0:
         raise ValueError(f"`modulus` must be positive, or None; got {modulus}")
     x, y = snapshots.x, snapshots.y
-    involution = involution_through(
-        x, y, jr.key(0) if key is None else key, slack=slack, max_twists=max_twists
-    )
+    involution = involution_through(x, y, jr.key(0) if key is None else key, slack=slack, max_twists=max_twists)
     h = involution.conjugacy
     radii = np.linalg.norm(np.asarray(images(h, x), float), axis=1)
     bound = involution.lipschitz_bound()

@@ -13,7 +13,7 @@ from ._adversary import (
     hausdorff_to_two_points,
     play,
 )
-from ._disc_maps import ConjugatedTwist, Conjugacy, Gaps, Involution, Twist, involution_through, twist_vs_rotation
+from ._disc_maps import Conjugacy, ConjugatedTwist, Gaps, Involution, Twist, involution_through, twist_vs_rotation
 from ._torus import CircleRotation, LiouvilleTorus
 from ._undetermined import Determination, determined
 
@@ -21,8 +21,8 @@ from ._undetermined import Determination, determined
 __all__ = [
     "CircleRotation",
     "Coin",
-    "ConjugatedTwist",
     "Conjugacy",
+    "ConjugatedTwist",
     "Determination",
     "Gaps",
     "Involution",
