@@ -1,6 +1,6 @@
 """Koopman spectra that come with a certificate, or a refusal."""
 
-from . import loss, measures
+from . import adversary as adversary, loss, measures, sci as sci
 from ._certificate import Certificate
 from ._certify import MeasureAudit, audit_measure_preserving, certify
 from ._compose import Concatenate, Constant, Delay, Product
@@ -50,6 +50,7 @@ __all__ = [
     "Sensitivity",
     "Snapshots",
     "Spectrum",
+    "adversary as adversary",
     "audit_measure_preserving",
     "certify",
     "edmd",
@@ -69,6 +70,7 @@ __all__ = [
     "rage",
     "rectangle_grid",
     "resolution",
+    "sci as sci",
     "sensitivity",
     "spectral_measure",
     "verified_spectrum",
