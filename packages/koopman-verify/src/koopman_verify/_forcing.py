@@ -129,7 +129,7 @@ def jacobian_growth(
         size = jnp.exp(jnp.mean(jnp.log(jnp.abs(jacobians)), axis=1))
         # The imaginary part of the logarithm of a negative entry is pi.
         turn = jnp.pi * jnp.mean((jacobians < 0).astype(size.dtype), axis=1)
-        return jnp.max(_norms(size * jax.lax.complex(jnp.cos(turn), jnp.sin(turn))))
+        return jnp.max(_norms(jax.lax.complex(size * jnp.cos(turn), size * jnp.sin(turn))))
     norms = _norms(jacobians)
     if estimator == "max":
         return jnp.max(norms)
@@ -250,7 +250,7 @@ class AnnealedForcing(AbstractForcing):
     def update(self, model: AbstractSimulator, states: Float[Array, "B T M"]) -> "AnnealedForcing":
         """Return the forcing after one more training step."""
         due: Bool[Array, ""] = self.count % self.every == 0
-        alpha = jax.lax.cond(due, self._anneal, lambda model, states: self.alpha, model, states)
+        alpha = jax.lax.cond(due, lambda: self._anneal(model, states), lambda: self.alpha)
         return eqx.tree_at(lambda f: (f.alpha, f.count), self, (alpha, self.count + 1))
 
     def _anneal(self, model: AbstractSimulator, states: Array) -> Array:

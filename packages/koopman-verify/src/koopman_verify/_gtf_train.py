@@ -144,7 +144,9 @@ def train_step(
         return error + regularisation * penalty, error
 
     gradient, error = jax.grad(objective, has_aux=True)(learned)
-    updates, opt_state = optim.update(gradient, state.opt_state, learned)
+    # RAdam mixes integers and floats, which users may have forbidden for their own code.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optim.update(gradient, state.opt_state, learned)
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((error, gradient))])
     failed = state.failed | ~jnp.all(finite)
     model, observation = eqx.combine(eqx.apply_updates(learned, updates), fixed)
@@ -204,22 +206,22 @@ def train(
     _check_fit(model, observation, recordings)
     optim = exponential_radam(num_steps) if optim is None else optim
     state = TrainState.create(model, optim, observation=observation, forcing=forcing)
-    losses, alphas, done = [], [], 0
+    pieces, done = [], 0
     while done < num_steps:
         # Every chunk has one length, so that one program serves all; the surplus of the last one is masked.
         limit = jnp.asarray(num_steps - done)
-        state, (piece, alpha) = _chunk(
+        state, piece = _chunk(
             state, recordings, jr.fold_in(key, done), limit, optim, regularisation, batch_size, length, chunk
         )
         kept = min(chunk, num_steps - done)
-        losses.append(piece[:kept])
-        alphas.append(alpha[:kept])
+        pieces.append(jax.tree.map(lambda x, kept=kept: x[:kept], piece))
         done += kept
         if progress:
-            print(f"step {done:6d}  loss {float(piece[kept - 1]):.3e}  alpha {float(alpha[kept - 1]):.3f}", file=sys.stderr)
+            last = [float(x[kept - 1]) for x in piece]
+            print(f"step {done:6d}  loss {last[0]:.3e}  alpha {last[1]:.3f}", file=sys.stderr)
         if bool(state.failed):
             break
-    return _finish(state, jnp.concatenate(losses), jnp.concatenate(alphas), throw)
+    return _finish(state, *(jnp.concatenate(parts) for parts in zip(*pieces, strict=True)), throw)
 
 
 @eqx.filter_jit
@@ -233,7 +235,7 @@ def _chunk(
     batch_size: int,
     length: int,
     chunk: int,
-) -> tuple[TrainState, tuple[Array, Array]]:
+) -> tuple[TrainState, tuple[Array, Array, Array]]:
     arrays, static = eqx.partition(state, eqx.is_array)
 
     def body(arrays, index):
@@ -241,7 +243,7 @@ def _chunk(
         batch = _draw(jr.fold_in(key, index), recordings, batch_size, length)
         new, error = train_step(state, batch, optim, regularisation)
         new = _select(index < limit, new, state)
-        return eqx.filter(new, eqx.is_array), (error, new.forcing.alpha)
+        return eqx.filter(new, eqx.is_array), (error, new.forcing.alpha, new.failed)
 
     arrays, history = jax.lax.scan(body, arrays, jnp.arange(chunk))
     return eqx.combine(arrays, static), history
@@ -288,16 +290,10 @@ def _check_fit(model: AbstractSimulator, observation: AbstractObservation, recor
         )
 
 
-def _finish(state: TrainState, losses: Array, alphas: Array, throw: bool) -> Training:
-    result = RESULTS.successful
-    num_steps = len(losses)
-    if bool(state.failed):
-        result = RESULTS.nonfinite
-        # A gradient can overflow where the loss does not, so the first bad loss may not be the first bad step.
-        bad = ~jnp.isfinite(losses)
-        if bool(jnp.any(bad)):
-            num_steps = int(jnp.argmax(bad))
-            losses, alphas = losses[: num_steps + 1], alphas[: num_steps + 1]
+def _finish(state: TrainState, losses: Array, alphas: Array, failed: Array, throw: bool) -> Training:
+    result = RESULTS.nonfinite if bool(state.failed) else RESULTS.successful
+    num_steps = len(losses) - int(jnp.sum(failed))
+    losses, alphas = losses[: num_steps + 1], alphas[: num_steps + 1]
     training = Training(state.model, state.observation, result, {"num_steps": num_steps}, losses, alphas)
     if throw and result != RESULTS.successful:
         raise RuntimeError(

@@ -3,6 +3,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 from jaxtyping import Array, Float
 
 
@@ -59,7 +60,9 @@ def lyapunov_exponents(
         return (new, frame, summed, lost), None
 
     zeros = jnp.zeros(size, z0.dtype)
-    start = (z0, jnp.eye(len(z0), size, dtype=z0.dtype), zeros, zeros)
+    # The axes may be invariant directions, and would never turn towards the fastest one: begin with a generic frame.
+    frame, _ = jnp.linalg.qr(jr.normal(jr.key(0), (len(z0), size), z0.dtype))
+    start = (z0, frame, zeros, zeros)
     (z, _, total, _), _ = jax.lax.scan(step, start, jnp.arange(burn_in + num_steps))
     broken = ~jnp.all(jnp.isfinite(z)) | jnp.any(jnp.isnan(total))
     total = eqx.error_if(total, broken, "the orbit of `fn` from `z0` diverges: it has no Lyapunov exponents")

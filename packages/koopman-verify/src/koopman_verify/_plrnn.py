@@ -141,7 +141,7 @@ class ShallowPLRNN(AbstractSimulator):
         slope = (s + self.h2 > 0).astype(s.dtype)
         if self.clipped:
             slope = slope - (s > 0).astype(s.dtype)
-        return jnp.diag(self.A) + (self.W1 * slope) @ self.W2
+        return jnp.diag(self.A) + (self.W1 * slope[None]) @ self.W2
 
     def orbit(self, z0: Float[Array, " M"], num_steps: int) -> Float[Array, "T M"]:
         """Return `z0` and the `num_steps` states that follow it, `[num_steps + 1, M]`."""
@@ -160,14 +160,15 @@ class ShallowPLRNN(AbstractSimulator):
         bound of arXiv:2306.04406. A margin of $8(M + H)$ units of rounding is added.
         """
         sign = self._signs()
-        first, second = self.W1 * jnp.abs(sign), self.W2 * jnp.abs(sign)[:, None]
+        first, second = self.W1 * jnp.abs(sign)[None], self.W2 * jnp.abs(sign)[:, None]
         column, row = jnp.linalg.norm(first, axis=0), jnp.linalg.norm(second, axis=1)
         live = (column > 0) & (row > 0)
         scale = jnp.sqrt(jnp.where(live, column, 1.0) / jnp.where(live, row, 1.0))
-        centre = _norm(jnp.diag(self.A) + (self.W1 * (sign / 2)) @ self.W2)
+        down, up = jnp.where(live, 1 / scale, 0.0), jnp.where(live, scale, 0.0)
+        centre = _norm(jnp.diag(self.A) + (self.W1 * (sign / 2)[None]) @ self.W2)
         plain = _norm(first) * _norm(second)
         # A unit that lacks its column or its row does nothing.
-        balanced = _norm(first * (live / scale)) * _norm(second * (live * scale)[:, None])
+        balanced = _norm(first * down[None]) * _norm(second * up[:, None])
         return self._margin() * (centre + jnp.minimum(plain, balanced) / 2)
 
     def invariant_radius(self) -> Float[Array, ""]:
