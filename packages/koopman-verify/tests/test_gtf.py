@@ -76,7 +76,7 @@ def every_jacobian(model: gtf.ShallowPLRNN) -> float:
     sign = np.sign(np.asarray(model.h2)) if model.clipped else np.ones(len(model.h2))
     patterns = np.array(np.meshgrid(*[[0, 1]] * len(model.h2))).reshape(len(model.h2), -1).T * sign
     w1, w2 = np.asarray(model.W1), np.asarray(model.W2)
-    return max(np.linalg.norm(np.diag(model.A) + (w1 * d) @ w2, 2) for d in patterns)
+    return max(float(np.linalg.norm(np.diag(model.A) + (w1 * d) @ w2, 2)) for d in patterns)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -187,7 +187,9 @@ def test_the_gradient_of_the_loss_is_that_of_finite_differences(getkey):
 @pytest.mark.parametrize("estimator", ["product", "parameters", "max", "arithmetic"])
 def test_the_forcing_of_a_linear_map_is_known(estimator, getkey):
     states = jr.normal(getkey(), (2, 5, 2))
-    np.testing.assert_allclose(gtf.alpha_star(linear(jnp.array([1.6, 0.2])), states, estimator), 1 - 1 / 1.6, rtol=1e-12)
+    np.testing.assert_allclose(
+        gtf.alpha_star(linear(jnp.array([1.6, 0.2])), states, estimator), 1 - 1 / 1.6, rtol=1e-12
+    )
     assert gtf.alpha_star(linear(jnp.array([0.6, 0.2])), states, estimator) == 0
 
 
@@ -224,14 +226,13 @@ def test_the_geometric_mean_of_equal_jacobians_is_that_jacobian(getkey):
     model = plrnn()
     states = jnp.tile(jr.normal(getkey(), (3,)), (7, 1))
     norm = jnp.linalg.norm(model.jacobian(states[0]), 2)
-    # log(0) of a vanishing entry is -inf, whose exponential is the entry again.
-    jacobian = model.jacobian(states[0])
-    if bool(jnp.all(jacobian > 0)):
-        np.testing.assert_allclose(gtf.jacobian_growth(model, states, "geometric"), norm, rtol=1e-12)
+    # Negative entries come back too: their principal logarithms have one imaginary part.
+    assert bool(jnp.any(model.jacobian(states[0]) < 0))
+    np.testing.assert_allclose(gtf.jacobian_growth(model, states, "geometric"), norm, rtol=1e-12)
     np.testing.assert_allclose(gtf.jacobian_growth(model, states, "arithmetic"), norm, rtol=1e-12)
-    np.testing.assert_allclose(
-        gtf.jacobian_growth(linear(jnp.array([1.5, 0.5])), states[:, :2], "geometric"), 1.5, rtol=1e-12
-    )
+    # log(0) of a vanishing entry is -inf, whose exponential is the entry again.
+    diagonal = linear(jnp.array([1.5, 0.5]))
+    np.testing.assert_allclose(gtf.jacobian_growth(diagonal, states[:, :2], "geometric"), 1.5, rtol=1e-12)
 
 
 @pytest.mark.parametrize("estimator", ["parameters", "max"])
@@ -396,9 +397,7 @@ def test_exponents_of_linear_maps_are_exact(dtype):
     spectrum = np.sort(np.log(np.abs(np.linalg.eigvals(np.asarray(matrix, np.float64)))))[::-1]
     exponents = gtf.lyapunov_exponents(lambda x: matrix @ x, jnp.ones(2, dtype), 4000, burn_in=400)
     np.testing.assert_allclose(exponents, spectrum, atol=2e-3)
-    np.testing.assert_allclose(
-        jnp.sum(exponents), np.log(0.55), rtol=1e-6 if dtype == jnp.float32 else 1e-12
-    )
+    np.testing.assert_allclose(jnp.sum(exponents), np.log(0.55), rtol=1e-6 if dtype == jnp.float32 else 1e-12)
 
 
 def test_the_exponent_of_the_logistic_map_is_log_two():
@@ -427,7 +426,7 @@ def test_exponents_of_a_forgetting_map_and_of_a_diverging_one():
         gtf.lyapunov_exponent(lambda x: x**2, jnp.full(1, 3.0), 50)
 
 
-def test_bounded_gradients_of_exponents_is_the_lipschitz_bound(getkey):
+def test_exponents_are_below_the_logarithm_of_the_lipschitz_bound(getkey):
     model = plrnn(1, hidden=10)
     largest = gtf.lyapunov_exponent(model, jr.normal(getkey(), (3,)), 500)
     assert float(largest) <= math.log(float(model.lipschitz()))
@@ -457,7 +456,7 @@ def test_the_field_of_lorenz_96_is_its_formula(getkey):
 
 
 def test_runge_kutta_is_of_order_four():
-    decay = lambda x: -x  # noqa: E731
+    decay = lambda x: -x
     errors = [
         abs(float(gtf.orbit(gtf.FlowMap(decay, 1 / n), jnp.ones(1), n)[-1, 0]) - math.exp(-1)) for n in (4, 8, 16)
     ]
@@ -523,9 +522,9 @@ def test_training_on_the_lorenz_system_learns_its_attractor(capsys):
         recording.values,
         key=jr.key(2),
         num_steps=1150,
-        length=30,
-        optim=gtf.exponential_radam(1150, 5e-3, 5e-4),
-        forcing=gtf.AnnealedForcing(gamma=0.95, dtype=jnp.float32),
+        length=50,
+        optim=gtf.exponential_radam(1150, 1e-2, 5e-4),
+        forcing=gtf.AnnealedForcing(gamma=0.9, dtype=jnp.float32),
         chunk=250,
         progress=True,
     )
@@ -603,7 +602,7 @@ def test_wrong_input_is_named(getkey):
         "`latent` must be at least 1": lambda: gtf.ShallowPLRNN(0, 5, key=getkey()),
         "`num_steps` must not be negative": lambda: model.orbit(data[0], -1),
         "`states` must hold at least two": lambda: gtf.forced_orbit(model, data[:1], 0.0),
-        "`estimator` must be one of": lambda: gtf.AnnealedForcing("mean"),
+        "`estimator` must be one of": lambda: gtf.AnnealedForcing("mean"),  # pyright: ignore[reportArgumentType]
         "`alpha` must be in": lambda: gtf.ConstantForcing(1.5),
         "`every` must be at least 1": lambda: gtf.AnnealedForcing(every=0),
         "`length` must be in": lambda: gtf.train(model, data, key=getkey(), length=21),
@@ -638,6 +637,7 @@ def test_everything_works_under_jit_and_vmap(getkey):
             ]
         )
 
+    single = no_retrace(scores)
     together = eqx.filter_jit(jax.vmap(scores, in_axes=(None, 0)))(plrnn(), data)
     for row, sequence in zip(together, data, strict=True):
-        assert tree_allclose(row, scores(plrnn(), sequence), rtol=1e-9)
+        assert tree_allclose(row, single(plrnn(), sequence), rtol=1e-9)

@@ -138,7 +138,9 @@ def hellinger_spectrum(
     """
     _check_pair(data, generated)
     if len(data) != len(generated) or len(data) < 2:
-        raise ValueError(f"`data` and `generated` must have one length, at least 2; got {len(data)} and {len(generated)}")
+        raise ValueError(
+            f"`data` and `generated` must have one length, at least 2; got {len(data)} and {len(generated)}"
+        )
     if sigma < 0:
         raise ValueError(f"`sigma` must not be negative; got {sigma}")
     data = eqx.error_if(data, ~jnp.all(jnp.isfinite(data)), "`data` must be finite")

@@ -3,18 +3,15 @@ import sys
 from typing import Any
 
 import equinox as eqx
-import implicit_core
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
+from implicit_core import RESULTS
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ._forcing import AbstractForcing, AnnealedForcing, loss
 from ._plrnn import AbstractObservation, AbstractSimulator, IdentityObservation
-
-
-RESULTS = implicit_core.RESULTS
 
 
 class TrainState(eqx.Module):
@@ -78,7 +75,7 @@ class Training(eqx.Module):
 
     value: AbstractSimulator
     observation: AbstractObservation
-    result: RESULTS  # pyright: ignore[reportInvalidTypeForm]
+    result: RESULTS
     stats: dict[str, Any]
     loss: Float[Array, " S"]
     alpha: Float[Array, " S"]
@@ -221,7 +218,8 @@ def train(
             print(f"step {done:6d}  loss {last[0]:.3e}  alpha {last[1]:.3f}", file=sys.stderr)
         if bool(state.failed):
             break
-    return _finish(state, *(jnp.concatenate(parts) for parts in zip(*pieces, strict=True)), throw)
+    losses, alphas, failed = (jnp.concatenate(parts) for parts in zip(*pieces, strict=True))
+    return _finish(state, losses, alphas, failed, throw)
 
 
 @eqx.filter_jit
@@ -291,11 +289,11 @@ def _check_fit(model: AbstractSimulator, observation: AbstractObservation, recor
 
 
 def _finish(state: TrainState, losses: Array, alphas: Array, failed: Array, throw: bool) -> Training:
-    result = RESULTS.nonfinite if bool(state.failed) else RESULTS.successful
+    result = RESULTS.where(state.failed, RESULTS.nonfinite, RESULTS.successful)  # pyright: ignore[reportArgumentType]
     num_steps = len(losses) - int(jnp.sum(failed))
     losses, alphas = losses[: num_steps + 1], alphas[: num_steps + 1]
     training = Training(state.model, state.observation, result, {"num_steps": num_steps}, losses, alphas)
-    if throw and result != RESULTS.successful:
+    if throw and bool(state.failed):
         raise RuntimeError(
             f"training stopped after {num_steps} steps, as a loss or a gradient was not finite. Likely causes: too little "
             "forcing for the length of the pieces, too large a rate, or data that are not standardised. `throw=False` "

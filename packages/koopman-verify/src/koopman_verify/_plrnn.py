@@ -67,6 +67,10 @@ class AbstractSimulator(eqx.Module):
     def invariant_radius(self) -> Float[Array, ""]:
         r"""Return an $R$ such that $|z| \le R'$ implies $|F(z)| \le R'$ for every $R' \ge R$, `inf` where none is known."""
 
+    def orbit(self, z0: Float[Array, " M"], num_steps: int) -> Float[Array, "T M"]:
+        """Return `z0` and the `num_steps` states that follow it, `[num_steps + 1, M]`."""
+        return orbit(self, z0, num_steps)
+
 
 class ShallowPLRNN(AbstractSimulator):
     r"""The shallow piecewise-linear recurrent network.
@@ -143,10 +147,6 @@ class ShallowPLRNN(AbstractSimulator):
             slope = slope - (s > 0).astype(s.dtype)
         return jnp.diag(self.A) + (self.W1 * slope[None]) @ self.W2
 
-    def orbit(self, z0: Float[Array, " M"], num_steps: int) -> Float[Array, "T M"]:
-        """Return `z0` and the `num_steps` states that follow it, `[num_steps + 1, M]`."""
-        return orbit(self, z0, num_steps)
-
     def lipschitz(self) -> Float[Array, ""]:
         r"""Bound the Lipschitz constant of the map, from its parameters alone.
 
@@ -177,7 +177,7 @@ class ShallowPLRNN(AbstractSimulator):
         Clipped with $a = \max|A| < 1$: the hidden units add a vector of the box between $0$ and $h_2$, so $|F(z)| \le
         a|z| + b$, with $b = |h_1 + \tfrac12W_1h_2| + \tfrac12\min(\lVert W_1\rVert_2|h_2|, \sum_j|w_{1,j}||h_{2,j}|)$, and the
         radius is $b/(1 - a)$. Where $L < 1$, $|F(0)|/(1 - L)$ is one too. `inf` where neither holds. Every orbit ends
-        up arbitrarily close to this ball, wherever it starts.
+        up arbitrarily close to this ball, wherever it starts. This is about the map in exact arithmetic.
         """
         margin = self._margin()
         contraction = _radius(margin * jnp.linalg.norm(self(jnp.zeros_like(self.h1))), self.lipschitz())

@@ -3,7 +3,6 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -220,7 +219,9 @@ def load(path: str | pathlib.Path, dt: float, *, delimiter: str = ",", dtype: An
         raise ValueError(f"{path.name} must hold real numbers; got {table.dtype}")
     bad = np.argwhere(~np.isfinite(table))
     if len(bad):
-        raise ValueError(f"{path.name} has values that are missing or not finite, the first in row {bad[0, 0]}, column {bad[0, 1]}")
+        raise ValueError(
+            f"{path.name} has values that are missing or not finite, the first in row {bad[0, 0]}, column {bad[0, 1]}"
+        )
     if not dt > 0:
         raise ValueError(f"`dt` must be positive; got {dt}")
     return _recording(jnp.asarray(table, jnp.result_type(float) if dtype is None else dtype), dt)
