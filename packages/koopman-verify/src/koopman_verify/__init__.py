@@ -1,6 +1,6 @@
 """Koopman spectra that come with a certificate, or a refusal."""
 
-from . import adversary as adversary, loss, measures, sci as sci
+from . import adversary as adversary, gtf, loss, measures, sci as sci
 from ._certificate import Certificate
 from ._certify import MeasureAudit, audit_measure_preserving, certify
 from ._compose import Concatenate, Constant, Delay, Product
@@ -56,6 +56,7 @@ __all__ = [
     "edmd",
     "eigenpair",
     "factor",
+    "gtf",
     "index_products",
     "index_set",
     "kmeans",
