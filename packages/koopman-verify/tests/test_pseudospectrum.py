@@ -4,10 +4,9 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import koopman_verify
 import numpy as np
 import pytest
-
-import koopman_verify
 from koopman_verify import Factor, Fourier, Snapshots, factor, polar_grid, pseudoeigenfunction, pseudospectrum
 
 

@@ -1,6 +1,6 @@
 """Koopman spectra that come with a certificate, or a refusal."""
 
-from . import adversary as adversary, gtf, loss, measures, sci as sci
+from . import adversary, gtf, loss, measures, plot, problems, sci
 from ._certificate import Certificate
 from ._certify import MeasureAudit, audit_measure_preserving, certify
 from ._compose import Concatenate, Constant, Delay, Product
@@ -50,7 +50,7 @@ __all__ = [
     "Sensitivity",
     "Snapshots",
     "Spectrum",
-    "adversary as adversary",
+    "adversary",
     "audit_measure_preserving",
     "certify",
     "edmd",
@@ -64,14 +64,16 @@ __all__ = [
     "loss",
     "measures",
     "mpedmd",
+    "plot",
     "polar_grid",
+    "problems",
     "pseudoeigenfunction",
     "pseudospectrum",
     "pseudospectrum_region",
     "rage",
     "rectangle_grid",
     "resolution",
-    "sci as sci",
+    "sci",
     "sensitivity",
     "spectral_measure",
     "verified_spectrum",
