@@ -105,7 +105,7 @@ class Play(eqx.Module):
     map: ConjugatedTwist
     mismatch: float
     num_oscillations: int = eqx.field(static=True)
-    tolerance: float = eqx.field(static=True)
+    tolerance: int | float = eqx.field(static=True)
     verdict: str = eqx.field(static=True)
 
     def oscillations(self) -> np.ndarray:
@@ -190,11 +190,11 @@ def play(
     *,
     max_oscillations: int = 2,
     budget: int = 64,
-    growth: float = 1.5,
+    growth: int | float = 1.5,
     max_budget: int = 1000,
-    tolerance: float = 0.5,
-    height: float = 1.2,
-    slack: float = 2.0**-30,
+    tolerance: int | float = 0.5,
+    height: int | float = 1.2,
+    slack: int | float = 2.0**-30,
     max_twists: int = 100_000,
     key: PRNGKeyArray | None = None,
 ) -> Play:
@@ -237,6 +237,7 @@ def play(
         *Limits and Powers of Koopman Learning*, arXiv:2407.06312, proves that no algorithm escapes. The construction is
         ours.
     """
+    growth, tolerance, height, slack = float(growth), float(tolerance), float(height), float(slack)
     if not (budget >= 1 and growth > 1 and max_budget >= budget and max_oscillations >= 1):
         raise ValueError(
             "`budget`, `max_oscillations` >= 1, `growth` > 1 and `max_budget` >= `budget` are needed; got "
@@ -350,8 +351,8 @@ def coin(
     num_games: int = 100,
     *,
     budget: int = 64,
-    tolerance: float = 0.5,
-    height: float = 1.2,
+    tolerance: int | float = 0.5,
+    height: int | float = 1.2,
 ) -> Coin:
     r"""Estimate how often a randomised black box is right when a fair coin picks one of two maps that fit its queries.
 
@@ -381,6 +382,7 @@ def coin(
 
         *Limits and Powers of Koopman Learning*, arXiv:2407.06312: probability at most 1/2 for randomised algorithms.
     """
+    tolerance, height = float(tolerance), float(height)
     if num_games < 1 or budget < 1:
         raise ValueError(f"`num_games` and `budget` must be at least 1; got {num_games} and {budget}")
     if not 0 < tolerance < np.sqrt(0.5):

@@ -78,10 +78,10 @@ def _required(x: np.ndarray, y: np.ndarray) -> float:
 
 def determined(
     snapshots: Any,
-    modulus: float | None = None,
+    modulus: int | float | None = None,
     *,
     key: PRNGKeyArray | None = None,
-    slack: float = 2.0**-30,
+    slack: int | float = 2.0**-30,
     max_twists: int = 20_000,
 ) -> Determination:
     r"""Ask whether snapshots of an area-preserving disc map determine its Koopman spectrum. They do not.
@@ -114,6 +114,7 @@ def determined(
     """
     if modulus is not None and not modulus > 0:
         raise ValueError(f"`modulus` must be positive, or None; got {modulus}")
+    modulus = None if modulus is None else float(modulus)
     x, y = snapshots.x, snapshots.y
     involution = involution_through(x, y, jr.key(0) if key is None else key, slack=slack, max_twists=max_twists)
     h = involution.conjugacy
