@@ -150,8 +150,8 @@ def test_twist_multiplies_angular_modes():
     image = _map(twist, r * jnp.stack([jnp.cos(t), jnp.sin(t)], axis=1))
     angle = jnp.arctan2(image[:, 1], image[:, 0])
     for k in (1, 2, 5):
-        factor = jnp.exp(1j * k * angle) * jnp.exp(-1j * k * t)
-        assert jnp.abs(factor - jnp.exp(1j * k * (jnp.pi + _phi(r)))).max() <= 1e-14
+        factor = np.exp(1j * k * (np.asarray(angle) - np.asarray(t)))
+        assert np.abs(factor - np.exp(1j * k * (np.pi + _phi(r)))).max() <= 1e-14
     p = _points(5, 20)
     assert jnp.abs(_map(twist.inverse, _map(twist, p)) - p).max() <= 1e-15
     # So the values on the modes |k| <= n over all radii leave no gap of the circle.
@@ -202,7 +202,7 @@ def test_modulus_is_compared_honestly(fitted):
     answer = adversary.determined(Snapshots(x, y), 1.1 * required)
     assert answer.status == "not decided"
     assert "excludes this counterexample" in answer.verdict
-    assert answer.lower > answer.modulus
+    assert answer.lower > 1.1 * required
     assert answer.lower <= answer.upper
     # Rotation data: the twist may be as gentle as the modulus asks, so that a modulus alone settles nothing.
     for modulus in (1.01, 3.0):

@@ -398,7 +398,7 @@ def sample_disc(rng: np.random.Generator, num: int) -> np.ndarray:
 
 def twist_vs_rotation(
     x: Any, *, height: int | float = 1.0, inner: int | float = 0.0, outer: int | float = 1.0
-) -> tuple[Twist, Callable[[Float[Array, "2"]], Float[Array, "2"]]]:
+) -> tuple[Twist, Involution]:
     r"""Return a twist that agrees with the rotation by $\pi$ at finitely many points, and that rotation.
 
     The easy direction: the profile of the twist is a bump in each gap between the radii of the points. The spectra are
