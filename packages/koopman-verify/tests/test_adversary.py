@@ -142,6 +142,9 @@ def test_float32(fitted):
     f = adversary.involution_through(x.astype(jnp.float32), y.astype(jnp.float32), jr.key(0))
     assert f(x[0].astype(jnp.float32)).dtype == jnp.float32
     assert f.mismatch <= 1e-5
+    answer = adversary.determined(Snapshots(x.astype(jnp.float32), y.astype(jnp.float32)))
+    assert answer.status == "undetermined without a modulus"
+    assert answer.mismatch <= 1e-4
 
 
 def test_twist_multiplies_angular_modes():

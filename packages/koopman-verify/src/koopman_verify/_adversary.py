@@ -12,6 +12,7 @@ from ._disc_maps import (
     ConjugatedTwist,
     Gaps,
     Twist,
+    default_slack,
     disc_points,
     generator,
     images,
@@ -194,7 +195,7 @@ def play(
     max_budget: int = 1000,
     tolerance: int | float = 0.5,
     height: int | float = 1.2,
-    slack: int | float = 2.0**-30,
+    slack: int | float | None = None,
     max_twists: int = 100_000,
     key: PRNGKeyArray | None = None,
 ) -> Play:
@@ -217,7 +218,8 @@ def play(
         that computes for ever without asking cannot be.
     - `tolerance`: how near an output must come, less than $\sqrt 2 / 2$.
     - `height`: the angle of the twists, in $(0, \pi]$.
-    - `slack`: the precision of the answers, which may move by so much where the black box follows an orbit.
+    - `slack`: the precision of the answers, which may move by so much where the black box follows an orbit; `None` is
+        $2^{-30}$, or 256 times the rounding unit if that is more.
     - `max_twists`: the largest number of local twists of one involution.
     - `key`: for the random turns of the paths.
 
@@ -237,7 +239,8 @@ def play(
         *Limits and Powers of Koopman Learning*, arXiv:2407.06312, proves that no algorithm escapes. The construction is
         ours.
     """
-    growth, tolerance, height, slack = float(growth), float(tolerance), float(height), float(slack)
+    growth, tolerance, height = float(growth), float(tolerance), float(height)
+    slack = default_slack(jnp.result_type(float)) if slack is None else float(slack)
     if not (budget >= 1 and growth > 1 and max_budget >= budget and max_oscillations >= 1):
         raise ValueError(
             "`budget`, `max_oscillations` >= 1, `growth` > 1 and `max_budget` >= `budget` are needed; got "

@@ -278,6 +278,11 @@ def next_power(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def default_slack(dtype: Any) -> float:
+    """Return a precision of answers well above the rounding of `dtype`."""
+    return max(2.0**-30, 256 * float(jnp.finfo(dtype).eps))
+
+
 def generator(key: PRNGKeyArray) -> np.random.Generator:
     """Return a NumPy generator whose stream the key decides."""
     data = jr.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
