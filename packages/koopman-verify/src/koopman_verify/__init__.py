@@ -1,6 +1,6 @@
 """Koopman spectra that come with a certificate, or a refusal."""
 
-from . import adversary, gtf, loss, measures, plot, problems, sci
+from . import adversary, gtf, kernels, loss, measures, plot, problems, sci
 from ._certificate import Certificate
 from ._certify import MeasureAudit, audit_measure_preserving, certify
 from ._compose import Concatenate, Constant, Delay, Product
@@ -11,6 +11,7 @@ from ._evidence import ExactIntegrals, KnownModulus
 from ._factor import Factor, factor
 from ._hats import Hats
 from ._index_sets import index_products, index_set
+from ._kernel_factor import KernelSections, kernel_factor
 from ._laplace import LaplaceAverage, laplace_average
 from ._mpedmd import MeasurePreserving, mpedmd
 from ._polynomials import Chebyshev, Hermite, Legendre, Monomials
@@ -38,6 +39,7 @@ __all__ = [
     "Fourier",
     "Hats",
     "Hermite",
+    "KernelSections",
     "KnownModulus",
     "LaplaceAverage",
     "Legendre",
@@ -59,6 +61,8 @@ __all__ = [
     "gtf",
     "index_products",
     "index_set",
+    "kernel_factor",
+    "kernels",
     "kmeans",
     "laplace_average",
     "loss",
