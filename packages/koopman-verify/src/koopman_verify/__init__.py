@@ -8,6 +8,7 @@ from ._eigenpair import Sensitivity, eigenpair, sensitivity
 from ._factor import Factor, factor
 from ._hats import Hats
 from ._index_sets import index_products, index_set
+from ._learned import LearnedDictionary, Training, train_dictionary
 from ._polynomials import Chebyshev, Hermite, Legendre, Monomials
 from ._radial import RBF, kmeans
 from ._snapshots import Snapshots
@@ -25,11 +26,13 @@ __all__ = [
     "Fourier",
     "Hats",
     "Hermite",
+    "LearnedDictionary",
     "Legendre",
     "Monomials",
     "Product",
     "Sensitivity",
     "Snapshots",
+    "Training",
     "edmd",
     "eigenpair",
     "factor",
@@ -38,4 +41,5 @@ __all__ = [
     "kmeans",
     "loss",
     "sensitivity",
+    "train_dictionary",
 ]
