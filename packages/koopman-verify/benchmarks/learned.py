@@ -44,12 +44,12 @@ def trajectories(system: str, num: int, steps: int, dt: float, seed: int) -> np.
     if system == "pendulum":
         radius, angle = rng.uniform(0.3, 2.3, num), rng.uniform(0, 2 * np.pi, num)
         start = np.stack([radius * np.cos(angle), radius * np.sin(angle)])
-        force = lambda q, p: -9.81 * np.sin(q)
+        force = lambda q, _: -9.81 * np.sin(q)
     else:
         start = rng.uniform(-3, 3, (2, num))
         force = lambda q, p: -0.3 * p + q - q**3
 
-    def field(t: float, flat: np.ndarray) -> np.ndarray:
+    def field(_: float, flat: np.ndarray) -> np.ndarray:
         q, p = flat.reshape(2, num)
         return np.concatenate([p, force(q, p)])
 

@@ -18,10 +18,13 @@ def pendulum(key, num):
 
 def test_shapes_forms_and_dtypes(getkey):
     x = jnp.array([0.3, -0.2])
-    for options, size in (({}, 7), ({"separate": True}, 7), ({"constant": False, "coordinates": False}, 7)):
-        d = LearnedDictionary(2, size, width=5, depth=2, scale=2.0, key=getkey(), **options)
+    for separate, joined in ((False, True), (True, True), (False, False)):
+        d = LearnedDictionary(
+            2, 7, width=6, scale=2.0, separate=separate, constant=joined, coordinates=joined, key=getkey()
+        )
         values = d(x)
-        assert values.shape == (size,) and values.dtype == jnp.float64
+        assert values.shape == (7,)
+        assert values.dtype == jnp.float64
         assert d(x.astype(jnp.float32)).dtype == jnp.float32
         np.testing.assert_allclose(d(x.astype(jnp.float32)), values, rtol=1e-5, atol=1e-6)
         if d.constant:
@@ -30,14 +33,21 @@ def test_shapes_forms_and_dtypes(getkey):
 
 @pytest.mark.parametrize("separate", [False, True])
 def test_the_bounds_of_the_functions_hold(getkey, separate):
-    d = LearnedDictionary(2, 6, width=4, depth=2, separate=separate, coordinates=False, scale=0.5, key=getkey())
+    d = LearnedDictionary(2, 6, width=5, depth=2, separate=separate, coordinates=False, scale=0.5, key=getkey())
     x = 3 * jr.normal(getkey(), (200, 2))
     values, slopes = jax.vmap(d)(x), jnp.linalg.norm(jax.vmap(jax.jacfwd(d))(x), axis=-1)
-    assert jnp.all(jnp.abs(values).max(0) <= d.supremum())
-    assert jnp.all(slopes.max(0) <= d.lipschitz() * (1 + 1e-12)) and d.lipschitz()[0] == 0
-    assert jnp.all(slopes.max(0)[1:] > 0.01 * d.lipschitz()[1:])
+    supremum, lipschitz = d.supremum(), d.lipschitz()
+    assert supremum is not None
+    assert lipschitz is not None
+    assert jnp.all(jnp.abs(values).max(0) <= supremum)
+    assert jnp.all(slopes.max(0) <= lipschitz * (1 + 1e-12))
+    assert lipschitz[0] == 0
+    assert jnp.all(slopes.max(0)[1:] > 0.01 * lipschitz[1:])
     full = LearnedDictionary(2, 6, width=4, depth=1, key=getkey())
-    assert full.supremum() is None and full.lipschitz()[1] == 1
+    assert full.supremum() is None
+    joined = full.lipschitz()
+    assert joined is not None
+    assert joined[1] == 1
     smooth = LearnedDictionary(2, 6, width=4, depth=1, activation=jax.nn.gelu, key=getkey())
     assert smooth.lipschitz() is None
 
@@ -51,7 +61,8 @@ def test_training_makes_the_held_out_defect_smaller(getkey, dtype):
     training = train_dictionary(start, train, test, optimiser=optax.adam(3e-3), max_epochs=30, key=getkey())
     before, after = (loss.invariance_defect(factor(d, fresh)) for d in (start, training.dictionary))
     assert after < 0.5 * before
-    assert training.test_losses.argmin() == training.best_epoch > 0 and len(training.batch_losses) == 30
+    assert training.test_losses.argmin() == training.best_epoch > 0
+    assert len(training.batch_losses) == 30
     assert all(
         a.dtype == b.dtype
         for a, b in zip(
@@ -71,7 +82,8 @@ def test_patience_ends_it_and_the_best_is_restored(getkey, capsys):
     training = train_dictionary(
         start, train, test, optimiser=optax.sgd(-0.05), max_epochs=20, patience=3, key=getkey(), progress=True
     )
-    assert training.best_epoch == 0 and len(training.test_losses) == 4
+    assert training.best_epoch == 0
+    assert len(training.test_losses) == 4
     assert "epoch 3: test loss" in capsys.readouterr().err
     assert eqx.tree_equal(training.dictionary, start)
 
@@ -79,6 +91,8 @@ def test_patience_ends_it_and_the_best_is_restored(getkey, capsys):
 def test_bad_input(getkey):
     with pytest.raises(ValueError, match="one must be left to be learned; got 3"):
         LearnedDictionary(2, 3, key=getkey())
+    with pytest.raises(ValueError, match="`width` must be at least 5: 5 outputs of one network"):
+        LearnedDictionary(2, 8, width=4, key=getkey())
     with pytest.raises(ValueError, match="`width` must be positive; got 0"):
         LearnedDictionary(2, 8, width=0, key=getkey())
     train, d = pendulum(getkey(), 100), LearnedDictionary(2, 5, width=4, depth=1, key=getkey())

@@ -40,7 +40,8 @@ class LearnedDictionary(AbstractDictionary):
         trained.
     - `key`: for the initial weights.
 
-    **Raises:** `ValueError` for sizes that are not positive, or if no function is left to be learned.
+    **Raises:** `ValueError` for sizes that are not positive, if no function is left to be learned, or if one network is
+    not wide enough for so many independent functions.
 
     !!! Example
 
@@ -81,6 +82,11 @@ class LearnedDictionary(AbstractDictionary):
                 f"`num_functions` counts the constant and the coordinates, and one must be left to be learned; got "
                 f"{num_functions} for a state of size {state_size}"
             )
+        if not separate and learned > width + (not constant):
+            raise ValueError(
+                f"`width` must be at least {learned - (not constant)}: {learned} outputs of one network with `width` = "
+                f"{width} depend linearly on each other. Or give each function a network of its own (`separate=True`)."
+            )
         make = lambda out, key: eqx.nn.MLP(state_size, out, width, depth, activation, key=key)
         if separate:
             self.network = eqx.filter_vmap(lambda key: make("scalar", key))(jr.split(key, learned))
@@ -106,6 +112,7 @@ class LearnedDictionary(AbstractDictionary):
         if self.coordinates or not self._slope_one(bounded=True):
             return None
         last = self.network.layers[-1]
+        assert last.bias is not None
         learned = jnp.sum(jnp.abs(last.weight), axis=-1) + jnp.abs(last.bias)
         return jnp.concatenate([jnp.ones(int(self.constant)), learned.reshape(-1).astype(jnp.result_type(float))])
 
