@@ -198,7 +198,8 @@ def train_dictionary(
     **Returns:** a [`koopman_verify.Training`][].
 
     **Raises:** `ValueError` for a batch of fewer than four snapshots for each function: with M about N every residual is
-    small and means nothing. `RuntimeError` if the loss stops being finite.
+    small and means nothing. `RuntimeError` if the loss stops being finite. A run-time error if the functions depend on
+    each other at the precision of the snapshots: untrained networks often do in float32, and do not in float64.
 
     ??? cite "Reference"
 
