@@ -13,6 +13,7 @@ from ._hats import Hats
 from ._index_sets import index_products, index_set
 from ._kernel_factor import KernelSections, kernel_factor
 from ._laplace import LaplaceAverage, laplace_average
+from ._learned import LearnedDictionary, Training, train_dictionary
 from ._mpedmd import MeasurePreserving, mpedmd
 from ._polynomials import Chebyshev, Hermite, Legendre, Monomials
 from ._pseudospectrum import Region, pseudoeigenfunction, pseudospectrum, pseudospectrum_region
@@ -42,6 +43,7 @@ __all__ = [
     "KernelSections",
     "KnownModulus",
     "LaplaceAverage",
+    "LearnedDictionary",
     "Legendre",
     "MeasureAudit",
     "MeasurePreserving",
@@ -52,6 +54,7 @@ __all__ = [
     "Sensitivity",
     "Snapshots",
     "Spectrum",
+    "Training",
     "adversary",
     "audit_measure_preserving",
     "certify",
@@ -80,6 +83,7 @@ __all__ = [
     "sci",
     "sensitivity",
     "spectral_measure",
+    "train_dictionary",
     "verified_spectrum",
     "wave_packet",
 ]
