@@ -74,10 +74,10 @@ def student_quantile(probability: float, num: int) -> float:
 def plain(m: Moments, miss: float) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
     """Return Student's bounds `(lower, upper)`, which heavy right tails break: for comparison only."""
     q = student_quantile(1 - miss, m.num)
-    return _both(m, lambda c, side: q * jnp.sqrt(m.variance(c) / m.num), q)
+    return _both(m, lambda c, _: q * jnp.sqrt(m.variance(c) / m.num), q)
 
 
-def asymptotic(m: Moments, miss: float, inflation: float = 1.0) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
+def asymptotic(m: Moments, miss: float, inflation: Float[Array, " k"] | float = 1.0) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
     r"""Return `(lower, upper)`, each missed with probability about `miss`: Student's bounds, corrected for skewness.
 
     Hall's transformation of the t statistic, $g(T) = T + \gamma T^2/(3\sqrt M) + \gamma^2T^3/(27M) +
@@ -162,7 +162,7 @@ def decorrelation(series: Float[Array, "M k"]) -> Float[Array, " k"]:
     rho = jnp.fft.irfft(power, n=2 * num, axis=0)[:num]
     rho = rho / jnp.where(rho[:1] > 0, rho[:1], 1)
     times = 2 * jnp.cumsum(rho, axis=0) - 1
-    enough = jnp.arange(num)[:, None] >= 5 * times
+    enough = jnp.arange(num, dtype=rho.dtype)[:, None] >= 5 * times
     first = jnp.where(jnp.any(enough, axis=0), jnp.argmax(enough, axis=0), num - 1)
     return jnp.maximum(jnp.take_along_axis(times, first[None], axis=0)[0], 1)
 
