@@ -1,5 +1,6 @@
 """Koopman spectra that come with a certificate, or a refusal."""
 
+from . import interop
 from ._certificate import Certificate
 from ._certify import MeasureAudit, audit_measure_preserving, certify
 from ._dictionary import AbstractDictionary, Fourier
@@ -23,4 +24,5 @@ __all__ = [
     "certify",
     "edmd",
     "factor",
+    "interop",
 ]
