@@ -1,4 +1,4 @@
-"""Run every `docs/examples/*.py` and write what it says, does and shows to `docs/gallery/`.
+"""Run every example, of `docs/examples/` and of a package, and write what it says, does and shows to `docs/gallery/`.
 
 A page is a plain script. Comment blocks that start a line are prose (Markdown); everything else is code, shown and run.
 What the code prints, and the figures it makes, follow it.
@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 
 
 HERE = pathlib.Path(__file__).parent.resolve()
-EXAMPLES = HERE / "examples"
+EXAMPLES = sorted([*HERE.glob("examples/*.py"), *HERE.parent.glob("packages/*/examples/*.py")])
 GALLERY = HERE / "gallery"
 
 
@@ -66,7 +66,11 @@ def render(path: pathlib.Path) -> str:
 def main() -> None:
     """Render every example, or those named on the command line."""
     GALLERY.mkdir(exist_ok=True)
-    wanted = [EXAMPLES / f"{name.removesuffix('.py')}.py" for name in sys.argv[1:]] or sorted(EXAMPLES.glob("*.py"))
+    names = {name.removesuffix(".py") for name in sys.argv[1:]}
+    unknown = names - {path.stem for path in EXAMPLES}
+    if unknown:
+        sys.exit(f"render_examples: there is no example {', '.join(sorted(unknown))}")
+    wanted = [path for path in EXAMPLES if not names or path.stem in names]
     index = ["# Gallery", "", "Every page here is a script that ran when this site was built.", ""]
     for path in wanted:
         start = time.perf_counter()

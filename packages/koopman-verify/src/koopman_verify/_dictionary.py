@@ -1,4 +1,5 @@
 import abc
+import math
 from typing import Any
 
 import equinox as eqx
@@ -57,21 +58,21 @@ class Fourier(AbstractDictionary):
     frequencies: Float[Array, "N d"]
     period: float = eqx.field(static=True)
 
-    def __init__(self, frequencies: Any, period: float = 2 * np.pi):
+    def __init__(self, frequencies: Any, period: float = 2 * math.pi):
         k = np.asarray(list(frequencies) if isinstance(frequencies, range) else frequencies)
         if k.ndim not in (1, 2) or k.size == 0 or not np.all(np.equal(k, np.round(k))):
             raise ValueError(f"`frequencies` must be integers of shape [N] or [N, d]; got {k.dtype} of shape {k.shape}")
         k = k[:, None] if k.ndim == 1 else k
         if len(np.unique(k, axis=0)) < len(k):
             raise ValueError("`frequencies` holds one frequency twice: the dictionary would be rank-deficient")
-        if not period > 0:
+        if not 0 < period < math.inf:
             raise ValueError(f"`period` must be positive; got {period}")
         self.frequencies = jnp.asarray(k, jnp.result_type(float))
         self.period = float(period)
 
     def __call__(self, x: Float[Array, " d"]) -> Inexact[Array, " N"]:
         r"""Return $e^{2\pi i\,k\cdot x/p}$ for every frequency."""
-        phase = (2 * np.pi / self.period) * (self.frequencies.astype(x.dtype) @ x)
+        phase = (2 * math.pi / self.period) * (self.frequencies.astype(x.dtype) @ x)
         return jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
 
     def supremum(self) -> Float[Array, " N"]:
@@ -80,4 +81,4 @@ class Fourier(AbstractDictionary):
 
     def lipschitz(self) -> Float[Array, " N"]:
         r"""Return $2\pi|k|/p$."""
-        return (2 * np.pi / self.period) * jnp.linalg.norm(self.frequencies, axis=1)
+        return (2 * math.pi / self.period) * jnp.linalg.norm(self.frequencies, axis=1)

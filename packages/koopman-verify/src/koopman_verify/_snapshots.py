@@ -1,4 +1,4 @@
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import equinox as eqx
 import jax
@@ -38,10 +38,12 @@ class Snapshots(eqx.Module):
     weights: Float[Array, " M"] | None
     kind: Kind = eqx.field(static=True)
 
-    def __init__(self, x: Any, y: Any, weights: Any = None, kind: Kind = "iid"):
+    def __init__(self, x: Any, y: Any, weights: Any = None, kind: str = "iid"):
+        if kind not in get_args(Kind):
+            raise ValueError(f"`kind` must be one of {get_args(Kind)}; got {kind!r}")
         self.x, self.y = _states("x", x), _states("y", y)
         self.weights = None if weights is None else jnp.asarray(weights, self.x.dtype)
-        self.kind = kind
+        self.kind = cast(Kind, kind)
 
     def __check_init__(self):
         if self.x.shape != self.y.shape or self.x.dtype != self.y.dtype:
@@ -51,8 +53,6 @@ class Snapshots(eqx.Module):
             )
         if self.weights is not None and self.weights.shape != self.x.shape[:1]:
             raise ValueError(f"`weights` must have shape [M] = [{len(self.x)}]; got {list(self.weights.shape)}")
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"`kind` must be one of {get_args(Kind)}; got {self.kind!r}")
         for name in ("x", "y"):
             _check_finite(name, getattr(self, name))
         if self.weights is not None and not isinstance(self.weights, jax.core.Tracer):

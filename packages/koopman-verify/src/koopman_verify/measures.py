@@ -1,0 +1,26 @@
+"""Spectral measures beyond [`koopman_verify.spectral_measure`][]: from moments, on the line, and point against continuous."""
+
+from ._laplace import LaplaceAverage, laplace_average
+from ._moments import autocorrelations, filter_values, moment_atoms, moment_density
+from ._mpedmd import MeasurePreserving, mpedmd
+from ._rage import PointPart, rage, rage_series
+from ._spectral_measure import line_measure, resolution, spectral_measure, wave_packet
+
+
+__all__ = [
+    "LaplaceAverage",
+    "MeasurePreserving",
+    "PointPart",
+    "autocorrelations",
+    "filter_values",
+    "laplace_average",
+    "line_measure",
+    "moment_atoms",
+    "moment_density",
+    "mpedmd",
+    "rage",
+    "rage_series",
+    "resolution",
+    "spectral_measure",
+    "wave_packet",
+]
