@@ -58,7 +58,9 @@ def fit():
 @pytest.fixture(scope="module")
 def truth():
     reference = kv.factor(peaks(), nodes(20_000))
-    return lambda pairs: reference.residual(pairs.eigenvalues, reference.R11 @ pairs.coefficients)
+    return lambda pairs: reference.residual(
+        pairs.eigenvalues, reference.R11.astype(complex) @ pairs.coefficients
+    )
 
 
 def fourier(dtype=jnp.float64):
