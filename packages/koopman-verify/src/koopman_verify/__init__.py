@@ -1,6 +1,6 @@
 """Koopman spectra that come with a certificate, or a refusal."""
 
-from . import adversary, gtf, kernels, loss, measures, plot, problems, sci
+from . import adversary, gtf, interop, kernels, loss, measures, plot, problems, sci
 from ._certificate import Certificate
 from ._certify import MeasureAudit, audit_measure_preserving, certify
 from ._compose import Concatenate, Constant, Delay, Product
@@ -64,6 +64,7 @@ __all__ = [
     "gtf",
     "index_products",
     "index_set",
+    "interop",
     "kernel_factor",
     "kernels",
     "kmeans",

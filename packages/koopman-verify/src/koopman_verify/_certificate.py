@@ -57,7 +57,7 @@ class Certificate(eqx.Module):
     upper: Float[Array, "*k"]
     lower: Float[Array, "*k"]
     rounding: Float[Array, "*k"]
-    refusals: Bool[Array, "reasons *k"]
+    refusals: Bool[Array, "reasons *k"]  # noqa: F821 (a named axis)
     rigorous: Bool[Array, "*k"]
     trivial: Bool[Array, "*k"]
     outside: Float[Array, ""] | None

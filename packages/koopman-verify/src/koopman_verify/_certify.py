@@ -5,14 +5,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from . import _statistics as stats
 from ._certificate import REFUSALS, Certificate
 from ._dictionary import AbstractDictionary
-from ._edmd import Eigenpairs
+from ._edmd import Eigenpairs, edmd
 from ._evidence import ExactIntegrals, KnownModulus
-from ._factor import promoted
+from ._factor import Factor, promoted
 from ._pointwise import Pointwise, pointwise
 from ._snapshots import Snapshots
 
@@ -207,9 +208,11 @@ def _from_holdout(
 ) -> Certificate:
     _check_holdout(pairs, holdout)
     values = pointwise(pairs, holdout)
-    n, d, reasons, evidence, inflation = values.n, values.d, {}, [], 1.0
+    n, d, inflation = values.n, values.d, 1.0
+    reasons: dict[str, Array] = {}
+    evidence: list[str] = []
     if holdout.kind == "trajectory":
-        n, d, block, inflation = _blocks(n, d, block)
+        n, d, block, inflation = _blocks(values, block)
         evidence.append(f"measured: {len(n)} blocks of {block} consecutive snapshots are treated as independent")
         reasons["few"] = jnp.asarray(len(n) < _FEWEST_BLOCKS)
     else:
@@ -220,11 +223,14 @@ def _from_holdout(
     reasons["duplicates"] = values.duplicates
     moments = stats.moments(n, d)
     suprema = None if holdout.weights is not None else _suprema(pairs, bound)
-    if suprema is None and method == "bernstein":
+    if method == "bernstein" and (suprema is None or holdout.kind != "iid"):
         raise ValueError(
-            "`method='bernstein'` needs a bounded dictionary (`supremum()`) or `bound`, and snapshots without weights"
+            "`method='bernstein'` needs a bounded dictionary (`supremum()`) or `bound`, and independent snapshots without "
+            "weights"
         )
-    lower, upper, rigorous, trusted = _interval(moments, level, method, suprema, inflation, holdout.kind)
+    lower, upper, rigorous, trusted = _interval(
+        moments, float(level), method, suprema, inflation, holdout.kind == "iid"
+    )
     reasons["concentrated"] = ~trusted & ~rigorous
     evidence.append(f"level {level:g} is shared by {2 * len(upper)} bounds (union bound)")
     if pairs.witnesses is None:
@@ -274,18 +280,21 @@ def _check_holdout(pairs: Eigenpairs, holdout: Snapshots) -> None:
     for state in pairs.witnesses.astype(holdout.x.dtype):
         used = used | jnp.any(jnp.all(holdout.x == state[None], axis=1))
     message = "`holdout` holds states that the fit has used: a bound needs snapshots that it has not seen"
-    if isinstance(used, jax.core.Tracer):
+    if isinstance(used, Tracer):
         return
     if bool(used):
         raise ValueError(message)
 
 
-def _blocks(n: Array, d: Array, block: int | None) -> tuple[Array, Array, int, Any]:
+def _blocks(values: Pointwise, block: int | None) -> tuple[Array, Array, int, Array]:
+    n, d = values.n, values.d
     if block is None:
-        if isinstance(n, jax.core.Tracer):
+        if isinstance(n, Tracer):
             raise TypeError("the length of the blocks is decided by values: outside of `jit`, or pass `block`")
         ratio = jnp.mean(n, axis=0, keepdims=True) / jnp.mean(d, axis=0, keepdims=True)
         times = jnp.maximum(stats.decorrelation(n - ratio * d), stats.decorrelation(d))
+        # A residual that is nothing but rounding has no time scale of its own.
+        times = jnp.where(ratio[0] > values.rounding**2, times, 1)
         block = max(1, math.ceil(5 * float(np.nanmax(np.asarray(times)))))
     if not 1 <= block <= len(n) // 2:
         raise ValueError(
@@ -314,19 +323,24 @@ def _suprema(pairs: Eigenpairs, bound: Any) -> tuple[Array, Array] | None:
 
 @eqx.filter_jit
 def _interval(
-    moments: stats.Moments, level: float, method: Method, suprema: Any, inflation: Any, kind: str
+    moments: stats.Moments,
+    level: float,
+    method: Method,
+    suprema: tuple[Array, Array] | None,
+    inflation: Array | float,
+    independent: bool,
 ) -> tuple[Array, Array, Array, Array]:
     """Return lower and upper bounds of the ratio, where they are rigorous, and where large-sample ones may be trusted."""
     k = len(moments.n)
-    both = method == "auto" and suprema is not None and kind == "iid"
-    miss = (1 - level) / (2 * k * (2 if both else 1))
     no = jnp.zeros(k, bool)
+    if suprema is None or (method == "auto" and not independent) or method == "asymptotic":
+        miss = (1 - level) / (2 * k)
+        return *stats.asymptotic(moments, miss, inflation), no, stats.trusted(moments, miss)
     if method == "bernstein":
-        return *stats.bernstein(moments, miss, *suprema), ~no & (kind == "iid"), no
+        return *stats.bernstein(moments, (1 - level) / (2 * k), *suprema), no | independent, no
+    miss = (1 - level) / (4 * k)  # two bounds are made, of which either may be taken
     lower, upper = stats.asymptotic(moments, miss, inflation)
     trusted = stats.trusted(moments, miss)
-    if not both:
-        return lower, upper, no, trusted
     sure_lower, sure_upper = stats.bernstein(moments, miss, *suprema)
     rigorous = (sure_upper <= 1.5**2 * upper) | (~trusted & jnp.isfinite(sure_upper))
     return jnp.where(rigorous, sure_lower, lower), jnp.where(rigorous, sure_upper, upper), rigorous, trusted
@@ -353,7 +367,7 @@ class MeasureAudit(eqx.Module):
         return self.excess > 0
 
 
-def audit_measure_preserving(pairs: Eigenpairs, holdout: Snapshots) -> MeasureAudit:
+def audit_measure_preserving(pairs: Eigenpairs | Factor, holdout: Snapshots) -> MeasureAudit:
     r"""Check on snapshots whether the Koopman operator can be an isometry.
 
     For an isometry $\bigl|1-|\lambda|\bigr|\le\lVert(K-\lambda)g\rVert/\lVert g\rVert$. On finite data the norm of $Kg$
@@ -361,7 +375,7 @@ def audit_measure_preserving(pairs: Eigenpairs, holdout: Snapshots) -> MeasureAu
 
     **Arguments:**
 
-    - `pairs`: [`koopman_verify.Eigenpairs`][].
+    - `pairs`: [`koopman_verify.Eigenpairs`][], or a factor, whose pairs are then taken.
     - `holdout`: snapshots that the fit has not seen, more than the dictionary has functions.
 
     **Returns:** a [`koopman_verify.MeasureAudit`][].
@@ -373,6 +387,7 @@ def audit_measure_preserving(pairs: Eigenpairs, holdout: Snapshots) -> MeasureAu
         print(audit.defect, audit.violated)
         ```
     """
+    pairs = edmd(pairs) if isinstance(pairs, Factor) else pairs
     _check_space(pairs)
     values: Pointwise = pointwise(pairs, holdout)
     defect = values.defect(pairs, holdout)

@@ -2,9 +2,9 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from ._snapshots import Snapshots
@@ -96,7 +96,7 @@ class KnownModulus(eqx.Module):
         if not callable(self.modulus):
             numbers["modulus"] = self.modulus
         for name, value in numbers.items():
-            if value is None or isinstance(value, jax.core.Tracer):
+            if value is None or isinstance(value, Tracer):
                 continue
             if not np.all(np.isfinite(np.asarray(value)) & (np.asarray(value) >= 0)):
                 raise ValueError(f"`{name}` must be finite and not negative; got {value}")

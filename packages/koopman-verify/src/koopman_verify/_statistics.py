@@ -44,6 +44,11 @@ class Moments(eqx.Module):
         third = nnn - 3 * c * nnd + 3 * c**2 * ndd - c**3 * ddd
         return jnp.where(var > 0, third, 0) / jnp.where(var > 0, var, 1) ** 1.5
 
+    def own_skewness(self) -> Float[Array, "2 k"]:
+        """The skewness of $n$ and of $d$."""
+        var, third = self.second[::2], self.third[::3]
+        return jnp.where(var > 0, third, 0) / jnp.where(var > 0, var, 1) ** 1.5
+
     def effective(self) -> Float[Array, " k"]:
         r"""The number of samples that matter, $(\sum n)^2/\sum n^2$, the smaller of that of $n$ and that of $d$."""
         share = lambda mean, var: jnp.where(var > 0, mean**2 / (mean**2 + var), 1)
@@ -74,22 +79,27 @@ def student_quantile(probability: float, num: int) -> float:
 def plain(m: Moments, miss: float) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
     """Return Student's bounds `(lower, upper)`, which heavy right tails break: for comparison only."""
     q = student_quantile(1 - miss, m.num)
-    return _both(m, lambda c, side: q * jnp.sqrt(m.variance(c) / m.num), q)
+    return _both(m, lambda c, _: q * jnp.sqrt(m.variance(c) / m.num), q)
 
 
-def asymptotic(m: Moments, miss: float, inflation: float = 1.0) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
+def asymptotic(
+    m: Moments, miss: float, inflation: Float[Array, " k"] | float = 1.0
+) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
     r"""Return `(lower, upper)`, each missed with probability about `miss`: Student's bounds, corrected for skewness.
 
     Hall's transformation of the t statistic, $g(T) = T + \gamma T^2/(3\sqrt M) + \gamma^2T^3/(27M) +
-    \gamma/(6\sqrt M)$, is close to normal to second order; it is inverted in closed form. The wider of the corrected and
-    the plain bound is taken, and the skewness, which a sample of heavy tail underrates, is doubled.
+    \gamma/(6\sqrt M)$, is close to normal to second order; it is inverted in closed form. Three things err on the safe
+    side, because a sample underrates a heavy tail: the wider of the corrected and the plain bound is taken; the skewness
+    is doubled; and it is that of $n - cd$ or that of $n$ (for the lower bound, of $d$), whichever is larger, since in the
+    difference the tails of both can cancel while each is missed by the sample.
 
     `inflation` multiplies the variance (for samples that are not quite independent).
     """
     q, root = student_quantile(1 - miss, m.num), math.sqrt(m.num)
+    own_n, own_d = m.own_skewness()
 
     def width(c: Array, side: int) -> Array:
-        g = 2 * side * m.skewness(c) / root
+        g = 2 * jnp.maximum(side * m.skewness(c), own_n if side > 0 else own_d) / root
         safe = jnp.where(jnp.abs(g) > 1e-6, g, 1)
         # Upper limit: mean - (s/sqrt M) g^{-1}(-q); for the lower limit the variable changes its sign.
         inverse = 3 * (jnp.cbrt(1 + safe * (-q - g / 6)) - 1) / safe
@@ -102,7 +112,8 @@ def asymptotic(m: Moments, miss: float, inflation: float = 1.0) -> tuple[Float[A
 def trusted(m: Moments, miss: float) -> Bool[Array, " k"]:
     """Say where the corrected bound may be believed: enough samples matter, and the correction is a correction."""
     q = student_quantile(1 - miss, m.num)
-    return (m.effective() >= 25) & (jnp.abs(m.skewness(m.ratio)) * q <= math.sqrt(m.num))
+    skewness = jnp.maximum(jnp.abs(m.skewness(m.ratio)), jnp.max(m.own_skewness(), axis=0))
+    return (m.effective() >= 25) & (skewness * q <= math.sqrt(m.num))
 
 
 def bernstein(
@@ -162,7 +173,7 @@ def decorrelation(series: Float[Array, "M k"]) -> Float[Array, " k"]:
     rho = jnp.fft.irfft(power, n=2 * num, axis=0)[:num]
     rho = rho / jnp.where(rho[:1] > 0, rho[:1], 1)
     times = 2 * jnp.cumsum(rho, axis=0) - 1
-    enough = jnp.arange(num)[:, None] >= 5 * times
+    enough = jnp.arange(num, dtype=rho.dtype)[:, None] >= 5 * times
     first = jnp.where(jnp.any(enough, axis=0), jnp.argmax(enough, axis=0), num - 1)
     return jnp.maximum(jnp.take_along_axis(times, first[None], axis=0)[0], 1)
 
