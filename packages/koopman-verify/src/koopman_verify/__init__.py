@@ -5,6 +5,7 @@ from ._compose import Concatenate, Constant, Delay, Product
 from ._dictionary import AbstractDictionary, Fourier
 from ._edmd import Eigenpairs, edmd
 from ._factor import Factor, factor
+from ._forecast import Forecast, forecast, modal_forecast
 from ._hats import Hats
 from ._index_sets import index_products, index_set
 from ._laplace import LaplaceAverage, laplace_average
@@ -14,6 +15,7 @@ from ._radial import RBF, kmeans
 from ._rage import PointPart, rage
 from ._snapshots import Snapshots
 from ._spectral_measure import resolution, spectral_measure, wave_packet
+from ._stochastic import ExpectedResidual, StochasticFactor, stochastic_factor
 
 
 __all__ = [
@@ -24,7 +26,9 @@ __all__ = [
     "Constant",
     "Delay",
     "Eigenpairs",
+    "ExpectedResidual",
     "Factor",
+    "Forecast",
     "Fourier",
     "Hats",
     "Hermite",
@@ -35,16 +39,20 @@ __all__ = [
     "PointPart",
     "Product",
     "Snapshots",
+    "StochasticFactor",
     "edmd",
     "factor",
+    "forecast",
     "index_products",
     "index_set",
     "kmeans",
     "laplace_average",
     "measures",
+    "modal_forecast",
     "mpedmd",
     "rage",
     "resolution",
     "spectral_measure",
+    "stochastic_factor",
     "wave_packet",
 ]
