@@ -1,3 +1,5 @@
+from typing import Any, cast
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,7 @@ DICTIONARIES = {
     "concatenate": (lambda: kv.Concatenate([kv.Constant(), kv.Fourier([1, 2]), kv.Hermite(2)]), [-3.0], [3.0]),
     "delay": (lambda: kv.Delay(kv.Hermite(2), 3), [-2.0] * 3, [2.0] * 3),
 } | {
-    f"rbf-{profile}": (lambda profile=profile: kv.RBF(CENTRES, profile), [-2.0, -2.0], [2.0, 2.0])
+    f"rbf-{profile}": (lambda profile=profile: kv.RBF(CENTRES, cast(Any, profile)), [-2.0, -2.0], [2.0, 2.0])
     for profile in ("gaussian", "exponential", "laplacian", "lorentzian", "matern32", "matern52")
 }
 
@@ -217,8 +219,8 @@ def test_delay_fits_the_embedding_of_snapshots():
         (lambda: kv.Hermite(2, 2, centre=[0.0, 1.0, 2.0]), "centre"),
         (lambda: kv.Legendre(2, 1.0, 0.0), "lower"),
         (lambda: kv.Monomials(0, 2), "dimension"),
-        (lambda: kv.index_set(2, 2, "round"), "index_set"),
-        (lambda: kv.RBF(CENTRES, "round"), "profile"),
+        (lambda: kv.index_set(2, 2, cast(Any, "round")), "index_set"),
+        (lambda: kv.RBF(CENTRES, cast(Any, "round")), "profile"),
         (lambda: kv.RBF(CENTRES[:1]), "scale"),
         (lambda: kv.RBF(CENTRES[0]), "centres"),
         (lambda: kv.kmeans(jnp.zeros((3, 1)), 4, key=jr.key(0)), "num"),

@@ -5,6 +5,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact, Int
 
 from ._dictionary import AbstractDictionary
@@ -105,7 +106,7 @@ class Product(AbstractDictionary):
         self.indices = None if indices is None else jnp.asarray(indices, jnp.int32)
         if self.indices is not None and (self.indices.ndim != 2 or self.indices.shape[1] != len(self.factors)):
             raise ValueError(f"`indices` must have shape [N, {len(self.factors)}]; got {list(self.indices.shape)}")
-        if self.indices is not None and not isinstance(self.indices, jax.core.Tracer):
+        if self.indices is not None and not isinstance(self.indices, Tracer):
             # JAX clamps what is out of range, which would be another function without a word.
             sizes = [_size(f, d) for f, d in zip(self.factors, self.dimensions, strict=True)]
             array = np.asarray(self.indices)

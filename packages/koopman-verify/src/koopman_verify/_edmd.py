@@ -1,11 +1,11 @@
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Inexact
 
+from ._eigenpair import eig
 from ._factor import Dictionary, Factor, Operator, Space, promoted
 from ._snapshots import Kind
 
@@ -83,6 +83,8 @@ class Eigenpairs(eqx.Module):
 def edmd(factor: Factor) -> Eigenpairs:
     r"""Return all eigenpairs of the compression, each with its residual (extended DMD, and ResDMD's clean-up).
 
+    Differentiable in forward and in reverse mode, each pair as [`koopman_verify.eigenpair`][] says.
+
     Nothing is thrown away: keep `pairs[pairs.residuals <= tol]`. That removes pollution and cannot add what is missing:
     spectrum near which the compression has no eigenvalue stays invisible, and
     [`koopman_verify.verified_spectrum`][] is the way to see it.
@@ -104,7 +106,6 @@ def edmd(factor: Factor) -> Eigenpairs:
         ```
     """
     eigenvalues, u = eig(factor.A)
-    u = u / jnp.linalg.norm(u, axis=0, keepdims=True).astype(u.dtype)
     return pairs_of(factor, eigenvalues, u)
 
 
@@ -124,9 +125,3 @@ def pairs_of(factor: Factor, eigenvalues: Complex[Array, " k"], u: Complex[Array
         space=factor.space,
         operator=factor.operator,
     )
-
-
-def eig(a: Inexact[Array, "r r"]) -> tuple[Complex[Array, " r"], Complex[Array, "r r"]]:
-    """Return eigenvalues and right eigenvectors."""
-    values, vectors = jax.lax.linalg.eig(a, compute_left_eigenvectors=False)
-    return values, vectors

@@ -6,10 +6,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsp
-from jaxtyping import Array, Float, Inexact, Shaped
+from jaxtyping import Array, Float, Inexact
 
 from ._snapshots import Kind, Snapshots
-from ._triangle import sharded_triangle_of, triangle_of
+from ._triangle import settled, sharded_triangle_of, triangle_of
 
 
 Dictionary: TypeAlias = Callable[[Any], Any]
@@ -240,8 +240,9 @@ def _norms(r11: Array, r12: Array, r22: Array, lengths: Array, smallest: Array) 
     return jnp.stack([*(jnp.linalg.norm(r / lengths) / root for r in (r11, r12, r22)), root / smallest])
 
 
-def _coordinates(triangle: Shaped[Array, "n n"]) -> dict[str, Array]:
+def _coordinates(triangle: Array) -> dict[str, Array]:
     """Return the operator in the coordinates $u = R_{11}v$, if the functions are independent."""
+    triangle = settled(triangle)
     sigma, lengths = _spectrum_of_columns(triangle)
     n, eps = len(sigma), float(jnp.finfo(sigma.dtype).eps)
     finite, full = jnp.all(jnp.isfinite(sigma)), sigma[-1] > 2 * n * eps * sigma[0]
@@ -262,7 +263,7 @@ def _solve(triangle: Array, sigma: Array, lengths: Array) -> dict[str, Array]:
     return dict(A=right(r12), B=right(r22), basis=basis, R11=r11, cond=sigma[0] / sigma[-1], scales=scales)
 
 
-def _truncated(triangle: Shaped[Array, "n n"], rank_tol: float) -> dict[str, Array]:
+def _truncated(triangle: Array, rank_tol: float) -> dict[str, Array]:
     """Return the operator on the directions whose singular value is above `rank_tol` times the largest."""
     if isinstance(triangle, jax.core.Tracer):
         raise TypeError("`rank_tol` decides a shape from values: call `factor` outside of `jit`, or leave it out")

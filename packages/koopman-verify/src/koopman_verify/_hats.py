@@ -2,10 +2,10 @@ import math
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._dictionary import AbstractDictionary
@@ -42,7 +42,7 @@ class Hats(AbstractDictionary):
             raise ValueError(f"`nodes` must hold at least 3 points of the circle; got shape {list(array.shape)}")
         self.nodes = jnp.sort(jnp.mod(array, period))
         self.period = float(period)
-        if not isinstance(array, jax.core.Tracer):
+        if not isinstance(array, Tracer):
             gaps = np.diff(np.asarray(self.nodes), append=float(self.nodes[0]) + period)
             if gaps.min() <= 0:
                 raise ValueError(f"`nodes` must be distinct; two of them are at {self.nodes[int(gaps.argmin())]}")

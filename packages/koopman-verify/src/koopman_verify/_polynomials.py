@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from ._dictionary import AbstractDictionary
@@ -258,13 +259,13 @@ def _coordinates(name: str, value: Any, dimension: int) -> Array:
 
 
 def _check_positive(name: str, value: Array) -> None:
-    if not isinstance(value, jax.core.Tracer) and not bool((value > 0).all()):
+    if not isinstance(value, Tracer) and not bool((value > 0).all()):
         raise ValueError(f"`{name}` must be positive; got {value}")
 
 
 def _box(lower: Any, upper: Any) -> tuple[Array, Array]:
     dimension = max(np.size(lower), np.size(upper))
     low, high = _coordinates("lower", lower, dimension), _coordinates("upper", upper, dimension)
-    if not isinstance(low, jax.core.Tracer) and not isinstance(high, jax.core.Tracer) and not bool((low < high).all()):
+    if not isinstance(low, Tracer) and not isinstance(high, Tracer) and not bool((low < high).all()):
         raise ValueError(f"`lower` must be below `upper`; got {low} and {high}")
     return low, high

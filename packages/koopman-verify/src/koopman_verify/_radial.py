@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._dictionary import AbstractDictionary
@@ -58,9 +59,7 @@ class RBF(AbstractDictionary):
         self.centres = c
         self.scale = mean_distance(c) if scale is None else jnp.asarray(scale, c.dtype)
         self.profile = profile
-        if self.scale.shape != () or (
-            not isinstance(self.scale, jax.core.Tracer) and not 0 < float(self.scale) < math.inf
-        ):
+        if self.scale.shape != () or (not isinstance(self.scale, Tracer) and not 0 < float(self.scale) < math.inf):
             raise ValueError(f"`scale` must be one positive number; got {self.scale}. Are all centres one point?")
 
     @classmethod

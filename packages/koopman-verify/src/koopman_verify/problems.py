@@ -1,0 +1,72 @@
+"""Named systems with their exact answers, rules of quadrature, and generators of data."""
+
+from ._problems_base import (
+    SpectralProblem,
+    System,
+    equispaced,
+    gauss_legendre,
+    monte_carlo,
+    snapshots,
+    trajectory,
+    trapezoid,
+)
+from ._problems_flows import (
+    Flow,
+    duffing,
+    duffing_snapshots,
+    lorenz,
+    pendulum,
+    pendulum_frequency,
+    rossler,
+    van_der_pol,
+)
+from ._problems_maps import (
+    blaschke,
+    cat,
+    cat_density,
+    doubling,
+    gauss_map,
+    golden_rotation,
+    linear,
+    logistic,
+    rational_rotation,
+    rotation,
+    tent,
+)
+from ._problems_random import StochasticSystem, lazy_random_walk, noisy_logistic, ornstein_uhlenbeck, rogers_szego
+
+
+__all__ = [
+    "Flow",
+    "SpectralProblem",
+    "StochasticSystem",
+    "System",
+    "blaschke",
+    "cat",
+    "cat_density",
+    "doubling",
+    "duffing",
+    "duffing_snapshots",
+    "equispaced",
+    "gauss_legendre",
+    "gauss_map",
+    "golden_rotation",
+    "lazy_random_walk",
+    "linear",
+    "logistic",
+    "lorenz",
+    "monte_carlo",
+    "noisy_logistic",
+    "ornstein_uhlenbeck",
+    "pendulum",
+    "pendulum_frequency",
+    "rational_rotation",
+    "rogers_szego",
+    "rossler",
+    "rotation",
+    "snapshots",
+    "tent",
+    "trajectory",
+    "trapezoid",
+    "van_der_pol",
+]
