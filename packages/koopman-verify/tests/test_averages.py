@@ -130,7 +130,7 @@ def test_dissipative_peeling():
     assert errors[2] < 0.05
     assert errors[0] < 0.1
     assert errors[1] <= found.change[1]
-    last, middle, first = found.num_steps
+    last, first, middle = found.num_steps
     assert 2 <= last < middle < 50
     assert first == 400
 

@@ -61,9 +61,7 @@ def test_gradients_are_those_of_finite_differences(value, kind):
 @pytest.mark.parametrize("kind", ["real", "complex"])
 def test_the_compression_and_the_triangle_have_their_own_derivatives(kind):
     data = snapshots()
-    parts = eqx.filter_jit(
-        lambda p: (lambda k: (k.A, k.R11, k.basis, k.cond))(factor(Family(p, kind == "complex"), data))
-    )
+    parts = eqx.filter_jit(lambda p: (lambda k: (k.A, k.R11, k.basis, k.cond))(factor(Family(p, kind == "complex"), data)))
     for exact, plus, minus in zip(
         jax.jit(jax.jacfwd(parts))(P), parts(P.at[1].add(1e-5)), parts(P.at[1].add(-1e-5)), strict=True
     ):
@@ -76,9 +74,7 @@ def test_blocks_do_not_change_a_gradient():
     whole, pieces = of(None), of(4)
     np.testing.assert_allclose(pieces, whole, rtol=1e-10)
     stream = lambda: iter([Snapshots(data.x[i : i + 12], data.y[i : i + 12]) for i in range(0, 60, 12)])
-    np.testing.assert_allclose(
-        jax.jit(jax.grad(lambda p: loss.residual(factor(Family(p), stream()))))(P), whole, rtol=1e-10
-    )
+    np.testing.assert_allclose(jax.jit(jax.grad(lambda p: loss.residual(factor(Family(p), stream()))))(P), whole, rtol=1e-10)
 
 
 def test_the_second_derivative_is_that_of_finite_differences():

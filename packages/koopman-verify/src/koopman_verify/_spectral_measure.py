@@ -154,6 +154,36 @@ def line_measure(matrix: Any, vector: Any, x: Any, epsilon: Any, order: int = 4)
     return line_kernel(values, x, epsilon, order) @ (jnp.abs(vectors.conj().T @ g) ** 2)
 
 
+def circle_density(phases: Any, weights: Any, theta: Any, epsilon: Any, order: int = 4) -> Float[Array, "T ..."]:
+    r"""Smooth any discrete measure on the circle by a rational kernel, as [`koopman_verify.spectral_measure`][] does.
+
+    To compare with a measure that is known in another way, convolve that one with the same kernel.
+
+    **Arguments:**
+
+    - `phases`, `weights`: the measure $\sum_lw_l\delta_{\phi_l}$, `[r]` and `[r]` or `[r, k]`.
+    - `theta`, `epsilon`, `order`: angles `[T]`, smoothing, and order of the kernel, from 1 to 6.
+
+    **Returns:** the density at each angle, `[T]` or `[T, k]`.
+
+    **Raises:** `ValueError` for a bad order, `epsilon` or `theta`, or shapes that do not fit.
+
+    !!! Example
+
+        ```python
+        measures.circle_density([0.5, 1.0], [0.25, 0.75], jnp.linspace(0, 3, 50), epsilon=0.2)
+        ```
+    """
+    phases, weights = promoted(phases, weights)
+    if phases.ndim != 1 or weights.ndim not in (1, 2) or len(weights) != len(phases):
+        raise ValueError(
+            f"`phases` and `weights` must be [r] and [r] or [r, k]; got {list(phases.shape)} and {list(weights.shape)}"
+        )
+    theta = jnp.asarray(theta, phases.dtype)
+    theta = checked("theta", theta, jnp.isfinite(theta), "finite")
+    return circle_kernel(phases, theta, _positive(epsilon, phases.dtype), checked_order(order)) @ weights
+
+
 def _arguments(mp: MeasurePreserving, theta: Any, epsilon: Any, order: Any) -> tuple[Array, Array, int]:
     order = checked_order(order)
     theta = _finite("theta", theta, mp)
