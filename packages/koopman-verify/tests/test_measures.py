@@ -15,9 +15,7 @@ from koopman_verify import (
     wave_packet,
 )
 from koopman_verify._rational import circle_kernel, line_kernel, poles_and_residues
-from koopman_verify.measures import (
-    line_measure,
-)
+from koopman_verify.measures import circle_density, line_measure
 
 
 CAT = np.array([[2, 1], [1, 1]])
@@ -143,6 +141,19 @@ def test_kernels_have_mass_one_and_no_aliasing():
         np.testing.assert_allclose(kernel, literal, rtol=1e-10, atol=1e-12)
     assert circle_kernel(nodes, jnp.array([1.0]), jnp.array(0.05), 1).min() > 0
     assert line_kernel(jnp.linspace(-3, 3, 9), jnp.zeros(1), jnp.array(0.1), 1).min() > 0
+
+
+def test_density_of_a_known_measure(golden):
+    """Smoothing the atoms by hand is what the spectral measure does; lists and whole numbers are numbers."""
+    mp, theta = mpedmd(golden), [0.5, 2.0]
+    angles, weights = mp.atoms(jnp.ones(17))
+    expected = spectral_measure(mp, jnp.ones(17), theta, 0.2, 3)
+    np.testing.assert_allclose(circle_density(angles, weights, theta, 0.2, 3), expected, rtol=1e-10)
+    np.testing.assert_allclose(
+        circle_density([0, 1], [1, 2], [3], 1, 1), circle_density([0.0, 1.0], [1.0, 2.0], [3.0], 1.0, 1)
+    )
+    with pytest.raises(ValueError, match="`phases`"):
+        circle_density([0.0], [1.0, 2.0], theta, 0.2)
 
 
 def test_lazy_walk():
