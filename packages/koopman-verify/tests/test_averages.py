@@ -29,7 +29,7 @@ def test_autocorrelations_are_the_sums():
     rng = np.random.default_rng(0)
     g = rng.normal(size=50) + 1j * rng.normal(size=50)
     for series in (g, g.real):
-        direct = [np.mean(series[n:] * series[: 50 - n].conj()) for n in range(20)]
+        direct = np.array([np.mean(series[n:] * series[: 50 - n].conj()) for n in range(20)])
         np.testing.assert_allclose(autocorrelations(series, 20), direct, atol=1e-13)
     assert autocorrelations(g.real, 20).dtype == jnp.float64
     assert autocorrelations(g.astype(np.complex64), 3).dtype == jnp.complex64

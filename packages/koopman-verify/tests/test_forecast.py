@@ -73,6 +73,8 @@ def test_what_may_be_called_a_bound(cat, nodes):
     assert forecast(sampled, v, 3, norm_bound=1.0).bound is None
     modal = modal_forecast(edmd(sampled)[:2], np.ones(2), 3, norm_bound=1.0)
     assert (modal.kind, modal.bound) == ("estimate", None)
+    foreign = eqx.tree_at(lambda p: p.coordinates, edmd(cat)[:2], None, is_leaf=lambda leaf: leaf is None)
+    assert modal_forecast(foreign, np.ones(2), 3, norm_bound=1.0).bound is None
 
 
 def test_rotation_is_predicted_exactly():
@@ -97,7 +99,7 @@ def test_growth_with_a_norm_above_one(cat):
     a, b = np.asarray(cat.A), np.asarray(cat.B)
     u = np.asarray(cat.R11) @ v
     left = [np.linalg.norm(b @ np.linalg.matrix_power(a, j) @ u) for j in range(5)]
-    direct = [sum(1.7 ** (n - 1 - j) * left[j] for j in range(n)) for n in range(6)]
+    direct = np.array([sum(1.7 ** (n - 1 - j) * left[j] for j in range(n)) for n in range(6)])
     np.testing.assert_allclose(forecast(cat, v, 5, norm_bound=1.7).error, direct, rtol=1e-9, atol=1e-11)
 
 
@@ -120,6 +122,19 @@ def test_modal_forecast(cat, nodes):
     np.testing.assert_allclose(two.error[:, 1], prediction.error, rtol=1e-12)
 
 
+def test_what_a_truncation_leaves_out_counts(nodes):
+    """Where the kept space does not hold the observable, its own distance to that space is part of the error."""
+    fourier = Fourier(box(1))
+    nearly = lambda x: (e := fourier(x)).at[1].set(e[0] + 1e-8 * e[1])
+    lengths = factor(nearly, snapshots_of(nodes), rank_tol=1e-6)
+    assert lengths.rank == 8
+    v = np.zeros(9)
+    v[1], v[0] = 1e8, -1e8  # the function of norm one that was left out
+    prediction = forecast(lengths, v, 1, norm_bound=1.0)
+    np.testing.assert_allclose(prediction.error, [1, 1], rtol=1e-3)
+    assert prediction.kind == "bound"
+
+
 def test_single_precision_and_transforms(cat, nodes):
     """In float32 the dtype stays and the bound holds; a batch of observables is a loop; gradients are finite."""
     single = factor(Fourier(box(2)), snapshots_of(nodes, dtype=np.float32))
@@ -130,7 +145,7 @@ def test_single_precision_and_transforms(cat, nodes):
     run = eqx.filter_jit(lambda c: forecast(cat, c, 3, norm_bound=1.0).error)
     batch = jnp.stack([jnp.asarray(v), jnp.asarray(v[::-1])])
     np.testing.assert_allclose(jax.vmap(run)(batch)[1], run(batch[1]), rtol=1e-12)
-    slope = jax.grad(lambda c: run(c)[3])(jnp.asarray(v.real))
+    slope = jax.grad(lambda c: run(c)[3])(jnp.asarray(np.real(v)))
     assert bool(jnp.all(jnp.isfinite(slope)))
 
 

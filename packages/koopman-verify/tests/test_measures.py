@@ -192,6 +192,7 @@ def test_wave_packet_is_the_filtered_observable(cat):
     theta, epsilon = np.array([0.4, 2.0]), 0.5
     packets = wave_packet(cat, first(36), theta, epsilon, 3)
     u = packets.coordinates
+    assert u is not None
     g = np.asarray(cat.factor.R11[:, 0])
     np.testing.assert_allclose(g.conj() @ u, spectral_measure(cat, first(36), theta, epsilon, 3), atol=1e-12)
     np.testing.assert_allclose(packets.eigenvalues, np.exp(1j * np.asarray(theta)), rtol=1e-14)
@@ -250,6 +251,20 @@ def test_transforms(golden):
     stacked = jax.tree.map(lambda a: jnp.stack([a, a]), eqx.filter(golden, eqx.is_array))
     both = eqx.filter_vmap(mpedmd)(eqx.combine(stacked, golden))
     np.testing.assert_allclose(both.eigenvalues[1], mp.eigenvalues, rtol=1e-12)
+
+
+def test_dependent_dictionary(golden):
+    """A function that occurs twice, its copy left out by the rank tolerance, changes no measure."""
+    x = 2 * np.pi * np.arange(64)[:, None] / 64
+    doubled = lambda x: jnp.concatenate([golden.dictionary(x), golden.dictionary(x)[:1]])
+    twice = mpedmd(factor(doubled, Snapshots(x, x + 2 * np.pi * GOLDEN, kind="quadrature"), rank_tol=1e-8))
+    assert twice.factor.rank == 17
+    theta, v = jnp.linspace(-3, 3, 7), jnp.arange(1.0, 18.0)
+    expected = spectral_measure(mpedmd(golden), v, theta, 0.4, 4)
+    np.testing.assert_allclose(spectral_measure(twice, jnp.append(v, 0.0), theta, 0.4, 4), expected, rtol=1e-9)
+    np.testing.assert_allclose(
+        spectral_measure(twice, jnp.append(v, 2.0).at[0].add(-2.0), theta, 0.4, 4), expected, rtol=1e-9
+    )
 
 
 def test_singular_compression_is_flagged():

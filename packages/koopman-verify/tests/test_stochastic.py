@@ -24,6 +24,7 @@ def rotation():
 def test_noisy_rotation(rotation):
     """Eigenvalue e^{ik - k^2 s^2 / 2}, variance residual sqrt(1 - |lambda|^2), expected residual zero to the noise."""
     pairs = edmd(rotation.variance)
+    assert pairs.coordinates is not None
     for k in range(-2, 3):
         exact = np.exp(1j * k - k**2 / 8)
         at = int(jnp.argmin(jnp.abs(pairs.eigenvalues - exact)))

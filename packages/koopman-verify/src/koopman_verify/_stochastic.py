@@ -2,6 +2,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
@@ -122,7 +123,7 @@ def stochastic_factor(
 
     def with_outside(rows: Array) -> Factor:
         stacked = jnp.concatenate([upper, jnp.concatenate([jnp.zeros_like(rows), rows], axis=1)])
-        parts = _coordinates(stacked) if rank_tol is None else _truncated(stacked, rank_tol)
+        parts: dict[str, Any] = _coordinates(stacked) if rank_tol is None else _truncated(stacked, rank_tol)
         num, kind = snapshots.num_snapshots, snapshots.kind
         return Factor(dictionary=dictionary, num_snapshots=num, kind=kind, witnesses=witnesses_of(snapshots.x), **parts)
 
