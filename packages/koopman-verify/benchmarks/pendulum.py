@@ -115,10 +115,11 @@ class Truth:
         keep = self.masses > 1e-16 * self.masses.sum()
         return np.asarray(circle_density(self.phases[keep], self.masses[keep], theta, epsilon, order))
 
-    def packet(self, theta: float, epsilon: float, order: int) -> np.ndarray:
+    def packet(self, theta: float, epsilon: float, order: int, num_later: int = 0) -> np.ndarray:
         """Return the exact wave packet at the states of all orbits."""
         kernel = circle_kernel(self.phases.ravel(), theta, epsilon, order).reshape(self.phases.shape)
-        return np.fft.ifft(self.harmonics * kernel, axis=1) * self.harmonics.shape[1]
+        moved = self.harmonics * np.exp(1j * num_later * self.phases)
+        return np.fft.ifft(moved * kernel, axis=1) * self.harmonics.shape[1]
 
     def shifted(self, num_steps: int) -> np.ndarray:
         """Return the observable at the states of all orbits, `num_steps` later."""
@@ -184,8 +185,9 @@ def krylov_rows(num: int, truth: Truth, settings: list[tuple[float, int]]) -> li
         "sigma_min": float(mp.smallest_singular_value),
     }
     shifted = [truth.shifted(j).reshape(-1) for j in range(num)]
-    v = np.eye(num)[0]
-    return [audit, *measure_rows(base, mp, v, np.stack(shifted, -1), truth, settings)]
+    # A packet filters in both directions of time: in delays, take it of the observable in their middle.
+    v, middle = np.eye(num)[0], num // 2
+    return [audit, *measure_rows(base, mp, v, np.stack(shifted, -1), truth, settings, np.eye(num)[middle], middle)]
 
 
 def measure_rows(
@@ -195,17 +197,22 @@ def measure_rows(
     at_orbits: np.ndarray,
     truth: Truth,
     settings: list[tuple[float, int]],
+    later: np.ndarray | None = None,
+    num_later: int = 0,
 ) -> list[dict[str, Any]]:
-    """Compare densities and wave packets with the truth; `at_orbits` are the dictionary's values at its states."""
+    """Compare densities and wave packets with the truth; `at_orbits` are the dictionary's values at its states.
+
+    The packets are those of the observable `num_later` steps later, with coefficients `later`.
+    """
     theta = np.linspace(0.3, 2.8, 101)
     fine, rows = truth.density(theta, 0.01, 6), []
     size = lambda f: np.sqrt(np.sum(truth.measures[:, None] * np.abs(f) ** 2))
     for epsilon, order in settings:
         computed = np.asarray(kv.spectral_measure(mp, v, theta, epsilon, order))
         exact = truth.density(theta, epsilon, order)
-        packets = kv.wave_packet(mp, v, ANGLES, epsilon, order)
+        packets = kv.wave_packet(mp, v if later is None else later, ANGLES, epsilon, order)
         values = (at_orbits @ np.asarray(packets.coefficients)).reshape(*truth.states.shape[:2], -1)
-        wanted = [truth.packet(angle, epsilon, order) for angle in ANGLES]
+        wanted = [truth.packet(angle, epsilon, order, num_later) for angle in ANGLES]
         rows.append(
             base
             | {
