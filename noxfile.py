@@ -102,7 +102,8 @@ def _test_tools() -> list[str]:
 
 
 def _pytest(session: nox.Session, *args: str | pathlib.Path, cache: bool = True) -> None:
-    env = {}
+    # Two processes share the cores: a second thread of LAPACK in each would only spin.
+    env = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     if cache and not os.environ.get("CI"):
         # Compiled programs outlive the environments, so a second local run compiles next to nothing.
         env["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".nox" / "jax-cache")

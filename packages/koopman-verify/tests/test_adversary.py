@@ -11,13 +11,18 @@ from hypothesis import given, settings, strategies as st
 from koopman_verify import Snapshots, adversary
 
 
-_phi = lambda r: 1.7 * r**2  # noqa: E731, RUF100
+_phi = lambda r: 1.7 * r**2
 
 
 def _points(seed, num, radius=0.97, dtype=None):
     rng = np.random.default_rng(seed)
     z = radius * np.sqrt(rng.random(num)) * np.exp(2j * np.pi * rng.random(num))
     return jnp.asarray(np.stack([z.real, z.imag], axis=1), dtype)
+
+
+@eqx.filter_jit
+def _map(f, x):
+    return jax.vmap(f)(x)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,7 @@ def fitted():
 
 def test_involution_fits_the_snapshots(fitted):
     x, y, f = fitted
-    off = jnp.linalg.norm(jax.jit(jax.vmap(f))(x) - y, axis=1).max()
+    off = jnp.linalg.norm(_map(f, x) - y, axis=1).max()
     assert off <= 1e-14
     assert f.mismatch <= 1e-14
     assert 12 <= f.num_twists <= 400
@@ -40,8 +45,8 @@ def test_involution_fits_the_snapshots(fitted):
 def test_involution_is_one_and_preserves_area(fitted):
     *_, f = fitted
     p = _points(1, 300, 0.999)
-    q = jax.jit(jax.vmap(f))(p)
-    assert jnp.linalg.norm(jax.jit(jax.vmap(f.inverse))(q) - p, axis=1).max() <= 1e-10
+    q = _map(f, p)
+    assert jnp.linalg.norm(_map(f.inverse, q) - p, axis=1).max() <= 1e-10
     h = f.conjugacy
     assert jnp.abs(jax.jit(jax.vmap(lambda v: h.inverse(h(v))))(p) - p).max() <= 1e-10
     derivative = jax.jit(jax.vmap(jax.jacfwd(f)))(p)
@@ -53,11 +58,11 @@ def test_involution_is_one_and_preserves_area(fitted):
 
 def test_disc_and_boundary_are_kept(fitted):
     *_, f = fitted
-    q = jax.vmap(f)(_points(2, 300, 0.999))
+    q = _map(f, _points(2, 300, 0.999))
     assert jnp.all(jnp.linalg.norm(q, axis=1) < 1)
-    t = 2 * jnp.pi * jnp.arange(32) / 32
+    t = 2 * jnp.pi * jnp.arange(32.0) / 32
     edge = jnp.stack([jnp.cos(t), jnp.sin(t)], axis=1)
-    assert jnp.abs(jax.vmap(f)(edge) + edge).max() <= 1e-15
+    assert jnp.abs(_map(f, edge) + edge).max() <= 1e-15
 
 
 def test_spectra_are_stated(fitted):
@@ -69,10 +74,10 @@ def test_spectra_are_stated(fitted):
     assert "circle" in adversary.Twist(_phi).spectrum
     # K^2 = I on any function, so even and odd parts are eigenfunctions.
     p = _points(3, 50)
-    g = lambda v: jnp.sin(3 * v[0]) + v[1]  # noqa: E731, RUF100
-    even = lambda v: g(v) + g(f(v))  # noqa: E731, RUF100
-    odd = lambda v: g(v) - g(f(v))  # noqa: E731, RUF100
-    fp = jax.vmap(f)(p)
+    g = lambda v: jnp.sin(3 * v[0]) + v[1]
+    even = lambda v: g(v) + g(f(v))
+    odd = lambda v: g(v) - g(f(v))
+    fp = _map(f, p)
     assert jnp.abs(jax.vmap(even)(fp) - jax.vmap(even)(p)).max() <= 1e-8
     assert jnp.abs(jax.vmap(odd)(fp) + jax.vmap(odd)(p)).max() <= 1e-8
 
@@ -80,18 +85,18 @@ def test_spectra_are_stated(fitted):
 def test_construction_is_deterministic(fitted):
     x, y, f = fitted
     again = adversary.involution_through(x, y, jr.key(0))
-    assert eqx.tree_equal(f, again) is True or bool(eqx.tree_equal(f, again))
+    assert eqx.tree_equal(f, again)
     other = adversary.involution_through(x, y, jr.key(1))
-    assert other.num_twists != f.num_twists or not jnp.array_equal(other.conjugacy.centres, f.conjugacy.centres)
+    assert not jnp.array_equal(other.conjugacy.centres, f.conjugacy.centres)
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.integers(0, 2**31), st.integers(1, 5))
-def test_any_pairs_of_points_fit(seed, num):
-    x, y = _points(seed, num), _points(seed + 1, num)
+@given(st.integers(0, 2**31))
+def test_any_pairs_of_points_fit(seed):
+    x, y = _points(seed, 4), _points(seed + 1, 4)
     f = adversary.involution_through(x, y, jr.key(seed), num_tries=1, num_samples=2)
     assert f.mismatch <= 1e-14
-    assert jnp.linalg.norm(jax.vmap(f)(y) - x, axis=1).max() <= 1e-14
+    assert jnp.linalg.norm(_map(f, y) - x, axis=1).max() <= 1e-14
 
 
 def test_opposite_points_and_the_centre_fit():
@@ -108,7 +113,7 @@ def test_orbit_needs_slack():
     for _ in range(4):
         orbit.append(twist(orbit[-1]))
     x, y = jnp.stack(orbit[:-1]), jnp.stack(orbit[1:])
-    with pytest.raises(ValueError, match="occurs twice.*Give `slack`"):
+    with pytest.raises(ValueError, match="occurs twice: an involution"):
         adversary.involution_through(x, y, jr.key(0))
     f = adversary.involution_through(x, y, jr.key(0), slack=1e-9, num_tries=1)
     assert 0 < f.mismatch <= 1e-9
@@ -137,18 +142,21 @@ def test_float32(fitted):
     f = adversary.involution_through(x.astype(jnp.float32), y.astype(jnp.float32), jr.key(0))
     assert f(x[0].astype(jnp.float32)).dtype == jnp.float32
     assert f.mismatch <= 1e-5
+    answer = adversary.determined(Snapshots(x.astype(jnp.float32), y.astype(jnp.float32)))
+    assert answer.status == "undetermined without a modulus"
+    assert answer.mismatch <= 1e-4
 
 
 def test_twist_multiplies_angular_modes():
     twist, r = adversary.Twist(_phi), 0.7
-    t = 2 * jnp.pi * jnp.arange(16) / 16
-    image = jax.vmap(twist)(r * jnp.stack([jnp.cos(t), jnp.sin(t)], axis=1))
+    t = 2 * jnp.pi * jnp.arange(16.0) / 16
+    image = _map(twist, r * jnp.stack([jnp.cos(t), jnp.sin(t)], axis=1))
     angle = jnp.arctan2(image[:, 1], image[:, 0])
     for k in (1, 2, 5):
-        factor = jnp.exp(1j * k * angle) * jnp.exp(-1j * k * t)
-        assert jnp.abs(factor - jnp.exp(1j * k * (jnp.pi + _phi(r)))).max() <= 1e-14
+        factor = np.exp(1j * k * (np.asarray(angle) - np.asarray(t)))
+        assert np.abs(factor - np.exp(1j * k * (np.pi + _phi(r)))).max() <= 1e-14
     p = _points(5, 20)
-    assert jnp.abs(jax.vmap(twist.inverse)(jax.vmap(twist)(p)) - p).max() <= 1e-15
+    assert jnp.abs(_map(twist.inverse, _map(twist, p)) - p).max() <= 1e-15
     # So the values on the modes |k| <= n over all radii leave no gap of the circle.
     values = np.exp(1j * np.outer(np.arange(-9, 10), np.pi + _phi(np.linspace(0, 1, 500))))
     assert adversary.hausdorff_to_circle(values) < 0.02
@@ -157,10 +165,10 @@ def test_twist_multiplies_angular_modes():
 def test_twist_agrees_with_the_rotation_on_samples():
     x = _points(6, 40)
     twist, rotation = adversary.twist_vs_rotation(x, height=0.5)
-    assert jnp.array_equal(jax.vmap(twist)(x), jax.vmap(rotation)(x))
+    assert jnp.array_equal(_map(twist, x), _map(rotation, x))
     assert rotation.num_twists == 0
     p = _points(7, 400)
-    far = jnp.linalg.norm(jax.vmap(twist)(p) - jax.vmap(rotation)(p), axis=1)
+    far = jnp.linalg.norm(_map(twist, p) - _map(rotation, p), axis=1)
     assert jnp.mean(far > 0.01) > 0.5
     norms = jnp.linalg.norm(jax.vmap(jax.jacfwd(twist))(p), ord=2, axis=(1, 2))
     assert 1 <= jnp.max(norms) <= twist.lipschitz_bound()
@@ -178,16 +186,16 @@ def test_snapshots_do_not_determine_the_spectrum(fitted):
     assert answer.verdict.startswith("undetermined without a modulus")
     assert answer.mismatch <= 1e-14
     for f in (answer.involution, answer.twist):
-        assert jnp.linalg.norm(jax.vmap(f)(x) - y, axis=1).max() <= 1e-14
+        assert jnp.linalg.norm(_map(f, x) - y, axis=1).max() <= 1e-14
     # The second map is no involution: its spectrum is the circle.
     p = _points(8, 100)
-    assert jnp.linalg.norm(jax.vmap(answer.twist)(jax.vmap(answer.twist)(p)) - p, axis=1).max() > 0.1
-    q = jax.vmap(answer.twist.inverse)(jax.vmap(answer.twist)(x))
+    assert jnp.linalg.norm(_map(answer.twist, _map(answer.twist, p)) - p, axis=1).max() > 0.1
+    q = _map(answer.twist.inverse, _map(answer.twist, x))
     assert jnp.abs(q - x).max() <= 1e-13
 
 
 def test_modulus_is_compared_honestly(fitted):
-    x, y, f = fitted
+    x, y, _ = fitted
     required = max(
         float(jnp.linalg.norm(y[i] - y[j]) / jnp.linalg.norm(x[i] - x[j])) for i in range(12) for j in range(i)
     )
@@ -197,7 +205,7 @@ def test_modulus_is_compared_honestly(fitted):
     answer = adversary.determined(Snapshots(x, y), 1.1 * required)
     assert answer.status == "not decided"
     assert "excludes this counterexample" in answer.verdict
-    assert answer.lower > answer.modulus
+    assert answer.lower > 1.1 * required
     assert answer.lower <= answer.upper
     # Rotation data: the twist may be as gentle as the modulus asks, so that a modulus alone settles nothing.
     for modulus in (1.01, 3.0):
@@ -243,7 +251,7 @@ def test_play_makes_edmd_oscillate():
     assert len(game.queries) == game.num_queries.sum()
     assert game.mismatch <= 1e-9
     x, y = jnp.asarray(game.queries[:256]), game.answers[:256]
-    first = np.linalg.norm(np.asarray(jax.jit(jax.vmap(game.map))(x)) - y, axis=1)[: game.num_queries[0]]
+    first = np.linalg.norm(np.asarray(_map(game.map, x)) - y, axis=1)[: game.num_queries[0]]
     assert first.max() <= 1e-12
 
 
@@ -263,7 +271,7 @@ def test_play_keeps_answers_along_orbits():
 
 
 def test_play_stops_what_does_not_converge():
-    game = adversary.play(lambda query, n: np.asarray([0.0]), budget=4, growth=2, max_budget=20)
+    game = adversary.play(lambda *_: np.asarray([0.0]), budget=4, growth=2, max_budget=20)
     assert game.num_oscillations == 0
     assert "did not come within 0.5 of the spectrum, circle, by a budget of 20" in game.verdict
     assert list(game.budgets) == [4, 8, 16]
@@ -275,7 +283,7 @@ def test_play_stops_what_does_not_converge():
     stopped = adversary.play(greedy, budget=4, growth=2, max_budget=8)
     assert "it was stopped: the budget is 8 queries" in stopped.verdict
     assert np.all(np.isinf(stopped.to_circle))
-    nothing = adversary.play(lambda query, n: np.asarray([np.nan]), budget=4, max_budget=4)
+    nothing = adversary.play(lambda *_: np.asarray([np.nan]), budget=4, max_budget=4)
     assert nothing.num_oscillations == 0
     with pytest.raises(ValueError, match="`tolerance` in"):
         adversary.play(greedy, tolerance=0.8)
@@ -301,7 +309,7 @@ def test_random_black_box_is_right_with_probability_one_half_at_most():
         assert result.rate <= 0.5 + 3.5 * result.standard_error
         assert "both maps agreed on every query" in result.verdict
     # The answers are those of the rotation, so this one says {1, -1}, and is right when the coin says so.
-    assert 0 < adversary.coin(lambda f, n, key: box(f, n), jr.key(3), 24, budget=60).num_right < 24
+    assert 0 < adversary.coin(lambda f, n, _: box(f, n), jr.key(3), 24, budget=60).num_right < 24
 
 
 def test_hausdorff_distances():
@@ -321,7 +329,7 @@ def test_torus_gains_and_loses_eigenfunctions():
     assert torus.frequencies[3] * torus.rotation % 1 == Fraction(1, 10**96)
     for terms in (1, 2, 3, 4):
         part = adversary.LiouvilleTorus(terms)
-        for k, l in ((1, 1), (-2, 3)):  # noqa: E741, RUF100
+        for k, l in ((1, 1), (-2, 3)):
             assert part.eigen_defect(k, l, num_points=32) <= 1e-13
             assert abs(abs(part.eigenvalue(k)) - 1) <= 1e-15
     # The transfer function at work, and a mean square that is its norm.

@@ -76,7 +76,7 @@ def test_knowing_more_never_needs_more_limits(target, preserving, modulus, exact
 
 
 def test_every_problem_prints():
-    for target, *flags in it.product(_targets, *[(False, True)] * 5):
+    for target, flags in it.product(_targets, it.product((False, True), repeat=5)):
         text = str(sci.classify(sci.Problem(target, *flags)))
         assert target in text
         assert "limit" in text or "undetermined" in text or "verified part" in text

@@ -1,6 +1,6 @@
 """Koopman spectra that come with a certificate, or a refusal."""
 
-from . import adversary, gtf, loss, measures, plot, problems, sci
+from . import adversary, gtf, kernels, loss, measures, plot, problems, sci
 from ._certificate import Certificate
 from ._certify import MeasureAudit, audit_measure_preserving, certify
 from ._compose import Concatenate, Constant, Delay, Product
@@ -12,7 +12,9 @@ from ._factor import Factor, factor
 from ._forecast import Forecast, forecast, modal_forecast
 from ._hats import Hats
 from ._index_sets import index_products, index_set
+from ._kernel_factor import KernelSections, kernel_factor
 from ._laplace import LaplaceAverage, laplace_average
+from ._learned import LearnedDictionary, Training, train_dictionary
 from ._mpedmd import MeasurePreserving, mpedmd
 from ._polynomials import Chebyshev, Hermite, Legendre, Monomials
 from ._pseudospectrum import Region, pseudoeigenfunction, pseudospectrum, pseudospectrum_region
@@ -42,8 +44,10 @@ __all__ = [
     "Fourier",
     "Hats",
     "Hermite",
+    "KernelSections",
     "KnownModulus",
     "LaplaceAverage",
+    "LearnedDictionary",
     "Legendre",
     "MeasureAudit",
     "MeasurePreserving",
@@ -55,6 +59,7 @@ __all__ = [
     "Snapshots",
     "Spectrum",
     "StochasticFactor",
+    "Training",
     "adversary",
     "audit_measure_preserving",
     "certify",
@@ -65,6 +70,8 @@ __all__ = [
     "gtf",
     "index_products",
     "index_set",
+    "kernel_factor",
+    "kernels",
     "kmeans",
     "laplace_average",
     "loss",
@@ -84,6 +91,7 @@ __all__ = [
     "sensitivity",
     "spectral_measure",
     "stochastic_factor",
+    "train_dictionary",
     "verified_spectrum",
     "wave_packet",
 ]

@@ -12,6 +12,7 @@ from ._disc_maps import (
     ConjugatedTwist,
     Gaps,
     Twist,
+    default_slack,
     disc_points,
     generator,
     images,
@@ -105,7 +106,7 @@ class Play(eqx.Module):
     map: ConjugatedTwist
     mismatch: float
     num_oscillations: int = eqx.field(static=True)
-    tolerance: float = eqx.field(static=True)
+    tolerance: int | float = eqx.field(static=True)
     verdict: str = eqx.field(static=True)
 
     def oscillations(self) -> np.ndarray:
@@ -190,11 +191,11 @@ def play(
     *,
     max_oscillations: int = 2,
     budget: int = 64,
-    growth: float = 1.5,
+    growth: int | float = 1.5,
     max_budget: int = 1000,
-    tolerance: float = 0.5,
-    height: float = 1.2,
-    slack: float = 2.0**-30,
+    tolerance: int | float = 0.5,
+    height: int | float = 1.2,
+    slack: int | float | None = None,
     max_twists: int = 100_000,
     key: PRNGKeyArray | None = None,
 ) -> Play:
@@ -217,7 +218,8 @@ def play(
         that computes for ever without asking cannot be.
     - `tolerance`: how near an output must come, less than $\sqrt 2 / 2$.
     - `height`: the angle of the twists, in $(0, \pi]$.
-    - `slack`: the precision of the answers, which may move by so much where the black box follows an orbit.
+    - `slack`: the precision of the answers, which may move by so much where the black box follows an orbit; `None` is
+        $2^{-30}$, or 256 times the rounding unit if that is more.
     - `max_twists`: the largest number of local twists of one involution.
     - `key`: for the random turns of the paths.
 
@@ -237,6 +239,8 @@ def play(
         *Limits and Powers of Koopman Learning*, arXiv:2407.06312, proves that no algorithm escapes. The construction is
         ours.
     """
+    growth, tolerance, height = float(growth), float(tolerance), float(height)
+    slack = default_slack(jnp.result_type(float)) if slack is None else float(slack)
     if not (budget >= 1 and growth > 1 and max_budget >= budget and max_oscillations >= 1):
         raise ValueError(
             "`budget`, `max_oscillations` >= 1, `growth` > 1 and `max_budget` >= `budget` are needed; got "
@@ -350,8 +354,8 @@ def coin(
     num_games: int = 100,
     *,
     budget: int = 64,
-    tolerance: float = 0.5,
-    height: float = 1.2,
+    tolerance: int | float = 0.5,
+    height: int | float = 1.2,
 ) -> Coin:
     r"""Estimate how often a randomised black box is right when a fair coin picks one of two maps that fit its queries.
 
@@ -381,6 +385,7 @@ def coin(
 
         *Limits and Powers of Koopman Learning*, arXiv:2407.06312: probability at most 1/2 for randomised algorithms.
     """
+    tolerance, height = float(tolerance), float(height)
     if num_games < 1 or budget < 1:
         raise ValueError(f"`num_games` and `budget` must be at least 1; got {num_games} and {budget}")
     if not 0 < tolerance < np.sqrt(0.5):

@@ -157,11 +157,11 @@ class Conjugacy(eqx.Module):
 
     def __call__(self, x: Float[Array, "2"]) -> Float[Array, "2"]:
         """Return $H(x)$."""
-        return self._scan(x, reverse=False)
+        return jax.lax.scan(_there, x, (self.centres, self.radii))[0]
 
     def inverse(self, x: Float[Array, "2"]) -> Float[Array, "2"]:
         """Return $H^{-1}(x)$."""
-        return self._scan(x, reverse=True)
+        return jax.lax.scan(_back, x, (self.centres, self.radii), reverse=True)[0]
 
     def lipschitz_bound(self) -> float:
         """Return a bound on the Lipschitz constants of the map and of its inverse: a product, so a crude one."""
@@ -170,17 +170,19 @@ class Conjugacy(eqx.Module):
         with np.errstate(over="ignore"):
             return float(np.float64(one) ** np.sum(np.asarray(self.radii) > 0))
 
-    def _scan(self, x: Float[Array, "2"], *, reverse: bool) -> Float[Array, "2"]:
-        sign = -1 if reverse else 1
 
-        def one(p: Float[Array, "2"], ball: tuple[Float[Array, "2"], Float[Array, ""]]):
-            centre, radius = ball
-            arm = p - centre
-            distance = _norm(arm)
-            angle = sign * jnp.pi * _bump(distance / jnp.where(radius > 0, radius, 1), _plateau)
-            return jnp.where(distance < radius, centre + _rotate(arm, angle.astype(p.dtype)), p), None
+def _local_twist(
+    turns: int, p: Float[Array, "2"], ball: tuple[Float[Array, "2"], Float[Array, ""]]
+) -> tuple[Float[Array, "2"], None]:
+    centre, radius = ball
+    arm = p - centre
+    distance = _norm(arm)
+    angle = turns * jnp.pi * _bump(distance / jnp.where(radius > 0, radius, 1), _plateau)
+    return jnp.where(distance < radius, centre + _rotate(arm, angle), p), None
 
-        return jax.lax.scan(one, x, (self.centres, self.radii), reverse=reverse)[0]
+
+# One object each: `scan` remembers what it traced by the identity of its body.
+_there, _back = ft.partial(_local_twist, 1), ft.partial(_local_twist, -1)
 
 
 class ConjugatedTwist(eqx.Module):
@@ -247,7 +249,7 @@ class Involution(eqx.Module):
     @property
     def num_twists(self) -> int:
         """The number of local twists in $H$."""
-        return len(self.conjugacy.radii)
+        return int(np.count_nonzero(np.asarray(self.conjugacy.radii)))
 
     @property
     def spectrum(self) -> str:
@@ -274,6 +276,11 @@ def padded_conjugacy(centres: np.ndarray, radii: np.ndarray, dtype: Any) -> Conj
 def next_power(n: int) -> int:
     """Return the smallest power of two that is at least `n` and 1."""
     return 1 << max(n - 1, 0).bit_length()
+
+
+def default_slack(dtype: Any) -> float:
+    """Return a precision of answers well above the rounding of `dtype`."""
+    return max(2.0**-30, 256 * float(jnp.finfo(dtype).eps))
 
 
 def generator(key: PRNGKeyArray) -> np.random.Generator:
@@ -314,7 +321,7 @@ def involution_through(
     y: Any,
     key: PRNGKeyArray,
     *,
-    slack: float = 0.0,
+    slack: int | float = 0.0,
     max_twists: int = 20_000,
     num_samples: int = 1024,
     num_tries: int = 4,
@@ -353,7 +360,7 @@ def involution_through(
         *Limits and Powers of Koopman Learning*, arXiv:2407.06312, shows that such maps exist. The construction is ours.
     """
     dtype = jnp.result_type(float, *(a.dtype for a in (x, y) if isinstance(a, jax.Array)))
-    x, y = disc_points("x", x), disc_points("y", y)
+    x, y, slack = disc_points("x", x), disc_points("y", y), float(slack)
     if x.shape != y.shape:
         raise ValueError(f"`x` and `y` must have one shape; got {list(x.shape)} and {list(y.shape)}")
     if slack < 0 or 0 < slack < 64 * float(jnp.finfo(dtype).eps):
@@ -366,28 +373,26 @@ def involution_through(
     best = Involution(Conjugacy(jnp.zeros((0, 2), dtype), jnp.zeros(0, dtype)), jnp.zeros(()), jnp.asarray(jnp.inf))
     for _ in range(num_tries):
         centres, radii = twists_through(xs, ys, rng, kept=kept, inner=0.0, outer=1.0, max_twists=max_twists)
-        h = Conjugacy(jnp.asarray(centres, dtype), jnp.asarray(radii, dtype))
-        constant = _sampled_constant(h, rng, num_samples)
+        h = padded_conjugacy(centres, radii, dtype)
+        constant = _sampled_constant(h, len(radii), rng, num_samples)
         if constant <= best.lipschitz_estimate:
             best = Involution(h, jnp.zeros((), dtype), constant)
     mismatch = np.linalg.norm(np.asarray(images(best, jnp.asarray(x, dtype)), float) - y, axis=1).max(initial=0.0)
     return Involution(best.conjugacy, jnp.asarray(mismatch, dtype), best.lipschitz_estimate)
 
 
-def _sampled_constant(h: Conjugacy, rng: np.random.Generator, num_samples: int) -> Float[Array, ""]:
-    centres, radii = np.asarray(h.centres, float), np.asarray(h.radii, float)
-    padded = padded_conjugacy(centres, radii, h.radii.dtype)
+def _sampled_constant(h: Conjugacy, num: int, rng: np.random.Generator, num_samples: int) -> Float[Array, ""]:
+    centres, radii, dtype = np.asarray(h.centres, float), np.asarray(h.radii, float), h.radii.dtype
     sample = sample_disc(rng, num_samples)
-    if len(radii):
+    if num:
         # Half of the samples on the ramps of the bumps, where the map stretches. The balls are those of images under the
         # earlier twists, so the points are pulled back.
-        i = rng.integers(len(radii), size=num_samples // 2)
+        i = rng.integers(num, size=num_samples // 2)
         ring = sample_disc(rng, len(i))
         ring *= ((0.6 + 0.35 * rng.random(len(i))) / np.linalg.norm(ring, axis=1))[:, None]
         local = centres[i] + radii[i, None] * ring
-        sample[: len(i)] = np.asarray(images(padded.inverse, jnp.asarray(local, h.radii.dtype)))
-    f = Involution(padded, jnp.zeros(()), jnp.zeros(()))
-    return sampled_lipschitz(f, jnp.asarray(sample, h.radii.dtype))
+        sample[: len(i)] = np.asarray(images(h.inverse, jnp.asarray(local, dtype)))
+    return sampled_lipschitz(Involution(h, jnp.zeros(()), jnp.zeros(())), jnp.asarray(sample, dtype))
 
 
 def sample_disc(rng: np.random.Generator, num: int) -> np.ndarray:
@@ -397,8 +402,8 @@ def sample_disc(rng: np.random.Generator, num: int) -> np.ndarray:
 
 
 def twist_vs_rotation(
-    x: Any, *, height: float = 1.0, inner: float = 0.0, outer: float = 1.0
-) -> tuple[Twist, Callable[[Float[Array, "2"]], Float[Array, "2"]]]:
+    x: Any, *, height: int | float = 1.0, inner: int | float = 0.0, outer: int | float = 1.0
+) -> tuple[Twist, Involution]:
     r"""Return a twist that agrees with the rotation by $\pi$ at finitely many points, and that rotation.
 
     The easy direction: the profile of the twist is a bump in each gap between the radii of the points. The spectra are
@@ -427,7 +432,7 @@ def twist_vs_rotation(
         *Limits and Powers of Koopman Learning*, arXiv:2407.06312. The construction is ours.
     """
     dtype = x.dtype if isinstance(x, jax.Array) else jnp.result_type(float)
-    x = disc_points("x", x)
+    x, height, inner, outer = disc_points("x", x), float(height), float(inner), float(outer)
     if not 0 < height <= np.pi:
         raise ValueError(f"`height` must lie in (0, pi]; got {height}")
     if not 0 <= inner < outer <= 1:

@@ -146,7 +146,7 @@ def twists_through(
     """Return centres and radii of twists whose composition H has H(y_j) = -H(x_j) and fixes the points `kept`."""
     m = len(x)
     path = TwistPath(np.concatenate([x, y, kept]), inner, outer, rng, max_twists)
-    for j in np.argsort(np.linalg.norm(x + y, axis=1)):
+    for j in np.argsort(np.linalg.norm(x + y, axis=1)).tolist():
         if np.linalg.norm(path.marked[m + j] + path.marked[j]) <= 1e-15:
             continue
         path.clear(j, m + j)

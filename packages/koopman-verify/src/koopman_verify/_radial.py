@@ -16,7 +16,7 @@ Profile: TypeAlias = Literal["gaussian", "exponential", "laplacian", "lorentzian
 
 # Largest slopes of the profiles below. Matern 5/2: (5/3) t (1 + sqrt5 t) exp(-sqrt5 t) is largest where sqrt5 t = (1 + sqrt5)/2.
 _GOLDEN = (1 + math.sqrt(5)) / 2
-_SLOPES: dict[str, float] = {
+SLOPES: dict[str, float] = {
     "gaussian": math.sqrt(2 / math.e),
     "exponential": 2.0,
     "laplacian": 1.0,
@@ -105,7 +105,7 @@ class RBF(AbstractDictionary):
 
     def lipschitz(self) -> Float[Array, " N"]:
         r"""Return $\max|\phi'|/d$."""
-        return jnp.full(len(self.centres), _SLOPES[self.profile] / self.scale)
+        return jnp.full(len(self.centres), SLOPES[self.profile] / self.scale)
 
 
 def radial(profile: Profile, square: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -225,7 +225,7 @@ class CircleRotation:
         """Return the distances from `z` to the spectrum."""
         z = np.asarray(z, complex)
         if self.irrational:
-            return np.abs(np.abs(z) - 1)
+            return np.asarray(np.abs(np.abs(z) - 1))
         q = Fraction(self.turns).denominator
         nearest = np.exp(2j * np.pi * np.round(np.angle(z) * q / (2 * np.pi)) / q)
-        return np.abs(z - nearest)
+        return np.asarray(np.abs(z - nearest))

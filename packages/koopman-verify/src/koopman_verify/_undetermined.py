@@ -6,7 +6,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from ._disc_maps import ConjugatedTwist, Gaps, Involution, Twist, images, involution_through
+from ._disc_maps import ConjugatedTwist, Gaps, Involution, Twist, default_slack, images, involution_through
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +78,10 @@ def _required(x: np.ndarray, y: np.ndarray) -> float:
 
 def determined(
     snapshots: Any,
-    modulus: float | None = None,
+    modulus: int | float | None = None,
     *,
     key: PRNGKeyArray | None = None,
-    slack: float = 2.0**-30,
+    slack: int | float | None = None,
     max_twists: int = 20_000,
 ) -> Determination:
     r"""Ask whether snapshots of an area-preserving disc map determine its Koopman spectrum. They do not.
@@ -95,7 +95,8 @@ def determined(
 
     - `snapshots`: [`koopman_verify.Snapshots`][] of the open unit disc, `[M, 2]`.
     - `modulus`: a Lipschitz constant that the true map is known to have, or `None`.
-    - `key`, `slack`, `max_twists`: as in [`koopman_verify.adversary.involution_through`][].
+    - `key`, `slack`, `max_twists`: as in [`koopman_verify.adversary.involution_through`][]; a `slack` of `None` is
+        $2^{-30}$, or 256 times the rounding unit if that is more.
 
     **Returns:** a [`koopman_verify.adversary.Determination`][].
 
@@ -114,7 +115,9 @@ def determined(
     """
     if modulus is not None and not modulus > 0:
         raise ValueError(f"`modulus` must be positive, or None; got {modulus}")
+    modulus = None if modulus is None else float(modulus)
     x, y = snapshots.x, snapshots.y
+    slack = default_slack(x.dtype) if slack is None else slack
     involution = involution_through(x, y, jr.key(0) if key is None else key, slack=slack, max_twists=max_twists)
     h = involution.conjugacy
     radii = np.linalg.norm(np.asarray(images(h, x), float), axis=1)

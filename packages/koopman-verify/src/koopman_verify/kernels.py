@@ -1,0 +1,34 @@
+"""Kernels, their matrices, and the scales and bounds that go with them."""
+
+from ._kernel_factor import rounding
+from ._kernels import (
+    AbstractKernel,
+    Gaussian,
+    Laplacian,
+    Lorentzian,
+    Matern,
+    Polynomial,
+    Product,
+    Sobolev,
+    Sum,
+    bandwidth,
+    gram,
+    pointwise_bound,
+)
+
+
+__all__ = [
+    "AbstractKernel",
+    "Gaussian",
+    "Laplacian",
+    "Lorentzian",
+    "Matern",
+    "Polynomial",
+    "Product",
+    "Sobolev",
+    "Sum",
+    "bandwidth",
+    "gram",
+    "pointwise_bound",
+    "rounding",
+]
