@@ -15,9 +15,7 @@ from koopman_verify import (
     wave_packet,
 )
 from koopman_verify._rational import circle_kernel, line_kernel, poles_and_residues
-from koopman_verify.measures import (
-    line_measure,
-)
+from koopman_verify.measures import circle_density, line_measure
 
 
 CAT = np.array([[2, 1], [1, 1]])
@@ -145,6 +143,19 @@ def test_kernels_have_mass_one_and_no_aliasing():
     assert line_kernel(jnp.linspace(-3, 3, 9), jnp.zeros(1), jnp.array(0.1), 1).min() > 0
 
 
+def test_density_of_a_known_measure(golden):
+    """Smoothing the atoms by hand is what the spectral measure does; lists and whole numbers are numbers."""
+    mp, theta = mpedmd(golden), [0.5, 2.0]
+    angles, weights = mp.atoms(jnp.ones(17))
+    expected = spectral_measure(mp, jnp.ones(17), theta, 0.2, 3)
+    np.testing.assert_allclose(circle_density(angles, weights, theta, 0.2, 3), expected, rtol=1e-10)
+    np.testing.assert_allclose(
+        circle_density([0, 1], [1, 2], [3], 1, 1), circle_density([0.0, 1.0], [1.0, 2.0], [3.0], 1.0, 1)
+    )
+    with pytest.raises(ValueError, match="`phases`"):
+        circle_density([0.0], [1.0, 2.0], theta, 0.2)
+
+
 def test_lazy_walk():
     """The lazy walk on the integers, g antisymmetric: density (3 / 4 pi) sqrt(3 + 6x - 9x^2) on [-1/3, 1]."""
     n = 201
@@ -181,6 +192,7 @@ def test_wave_packet_is_the_filtered_observable(cat):
     theta, epsilon = np.array([0.4, 2.0]), 0.5
     packets = wave_packet(cat, first(36), theta, epsilon, 3)
     u = packets.coordinates
+    assert u is not None
     g = np.asarray(cat.factor.R11[:, 0])
     np.testing.assert_allclose(g.conj() @ u, spectral_measure(cat, first(36), theta, epsilon, 3), atol=1e-12)
     np.testing.assert_allclose(packets.eigenvalues, np.exp(1j * np.asarray(theta)), rtol=1e-14)
@@ -239,6 +251,20 @@ def test_transforms(golden):
     stacked = jax.tree.map(lambda a: jnp.stack([a, a]), eqx.filter(golden, eqx.is_array))
     both = eqx.filter_vmap(mpedmd)(eqx.combine(stacked, golden))
     np.testing.assert_allclose(both.eigenvalues[1], mp.eigenvalues, rtol=1e-12)
+
+
+def test_dependent_dictionary(golden):
+    """A function that occurs twice, its copy left out by the rank tolerance, changes no measure."""
+    x = 2 * np.pi * np.arange(64)[:, None] / 64
+    doubled = lambda x: jnp.concatenate([golden.dictionary(x), golden.dictionary(x)[:1]])
+    twice = mpedmd(factor(doubled, Snapshots(x, x + 2 * np.pi * GOLDEN, kind="quadrature"), rank_tol=1e-8))
+    assert twice.factor.rank == 17
+    theta, v = jnp.linspace(-3, 3, 7), jnp.arange(1.0, 18.0)
+    expected = spectral_measure(mpedmd(golden), v, theta, 0.4, 4)
+    np.testing.assert_allclose(spectral_measure(twice, jnp.append(v, 0.0), theta, 0.4, 4), expected, rtol=1e-9)
+    np.testing.assert_allclose(
+        spectral_measure(twice, jnp.append(v, 2.0).at[0].add(-2.0), theta, 0.4, 4), expected, rtol=1e-9
+    )
 
 
 def test_singular_compression_is_flagged():

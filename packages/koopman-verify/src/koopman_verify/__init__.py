@@ -9,6 +9,7 @@ from ._edmd import Eigenpairs, edmd
 from ._eigenpair import Sensitivity, eigenpair, sensitivity
 from ._evidence import ExactIntegrals, KnownModulus
 from ._factor import Factor, factor
+from ._forecast import Forecast, forecast, modal_forecast
 from ._hats import Hats
 from ._index_sets import index_products, index_set
 from ._kernel_factor import KernelSections, kernel_factor
@@ -23,6 +24,7 @@ from ._results import RESULTS
 from ._snapshots import Snapshots
 from ._spectral_measure import resolution, spectral_measure, wave_packet
 from ._spectrum import Spectrum, polar_grid, rectangle_grid, verified_spectrum
+from ._stochastic import ExpectedResidual, StochasticFactor, stochastic_factor
 
 
 __all__ = [
@@ -36,7 +38,9 @@ __all__ = [
     "Delay",
     "Eigenpairs",
     "ExactIntegrals",
+    "ExpectedResidual",
     "Factor",
+    "Forecast",
     "Fourier",
     "Hats",
     "Hermite",
@@ -54,6 +58,7 @@ __all__ = [
     "Sensitivity",
     "Snapshots",
     "Spectrum",
+    "StochasticFactor",
     "Training",
     "adversary",
     "audit_measure_preserving",
@@ -61,6 +66,7 @@ __all__ = [
     "edmd",
     "eigenpair",
     "factor",
+    "forecast",
     "gtf",
     "index_products",
     "index_set",
@@ -71,6 +77,7 @@ __all__ = [
     "laplace_average",
     "loss",
     "measures",
+    "modal_forecast",
     "mpedmd",
     "plot",
     "polar_grid",
@@ -84,6 +91,7 @@ __all__ = [
     "sci",
     "sensitivity",
     "spectral_measure",
+    "stochastic_factor",
     "train_dictionary",
     "verified_spectrum",
     "wave_packet",

@@ -167,9 +167,13 @@ def factor(
         _check_num(dictionary, first, num)
     if first.weights is None:
         triangle = triangle / math.sqrt(num)
-    witnesses = first.x[:: max(1, len(first.x) // _WITNESSES)][:_WITNESSES]
     parts = _coordinates(triangle) if rank_tol is None else _truncated(triangle, rank_tol)
-    return Factor(dictionary=dictionary, num_snapshots=num, kind=first.kind, witnesses=witnesses, **parts)
+    return Factor(dictionary=dictionary, num_snapshots=num, kind=first.kind, witnesses=witnesses_of(first.x), **parts)
+
+
+def witnesses_of(x: Float[Array, "M d"]) -> Float[Array, "w d"]:
+    """Return a few of the training states, by which they are recognised in a hold-out set."""
+    return x[:: max(1, len(x) // _WITNESSES)][:_WITNESSES]
 
 
 def evaluate(dictionary: Dictionary, x: Float[Array, "M d"]) -> Inexact[Array, "M N"]:

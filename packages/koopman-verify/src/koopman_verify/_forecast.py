@@ -111,7 +111,10 @@ def forecast(
         error = norm * error + left_out
         return (a @ u, error), (a @ u, error)
 
-    start = (u, jnp.zeros(u.shape[1:], norm.dtype))
+    r11, v = promoted(factor.R11, jnp.asarray(observable_coefficients), u)[:2]
+    # What a truncated space does not hold of g is an error from the start; a full one holds all of it.
+    missing = jnp.linalg.norm(r11 @ v - (r11 @ basis.astype(r11.dtype)) @ u.astype(r11.dtype), axis=0)
+    start = (u, missing if factor.rank < factor.size else jnp.zeros_like(missing))
     _, (steps, errors) = jax.lax.scan(step, start, None, length=num_steps)
     steps = jnp.concatenate([u[None], steps])
     kind, assumptions = _what_it_is(factor.kind, factor.space, norm_bound is not None)
@@ -173,7 +176,9 @@ def modal_forecast(
     start = (jnp.ones_like(z), jnp.zeros_like(size))
     _, (powers, errors) = jax.lax.scan(step, start, None, length=num_steps)
     powers, errors = jnp.concatenate([start[0][None], powers]), jnp.concatenate([start[1][None], errors])
-    kind, assumptions = _what_it_is(pairs.kind, pairs.space, norm_bound is not None)
+    # The norm of another library's eigenfunctions is not known.
+    data, space = (None, None) if pairs.coordinates is None else (pairs.kind, pairs.space)
+    kind, assumptions = _what_it_is(data, space, norm_bound is not None)
     return Forecast(
         coefficients=jnp.einsum("jl,nl,l...->nj...", v, powers, a),
         error=jnp.einsum("nl,l...->n...", errors, jnp.abs(a)),

@@ -39,8 +39,8 @@ def laplace_average(values: Any, eigenvalues: Any, *, weight: Weight = "bump") -
     quasi-periodic data, where uniform weights give $O(1/n)$. Eigenvalues are treated from the largest modulus downward, and
     each component found is subtracted before the next. What is wrong with a component of modulus $\rho$ by $\delta$ then
     enters those of smaller modulus as $\delta(\rho/|\lambda|)^n$, so that $n$ is at most
-    $\frac12\log(1/\delta)/\log(\rho/|\lambda|)$, with the relative `change` (or rounding) as $\delta$: half of its digits
-    are left. Few steps remain for the third or fourth modulus. Components that are not listed and decay slower than
+    $\frac12\log(1/\delta)/\log(\rho/|\lambda|)$, with $\delta$ estimated from `change`: half of its digits are
+    left. The third modulus has few steps and one or two digits. Components that are not listed and decay slower than
     $\lambda$ spoil the average.
 
     **Arguments:**
@@ -78,30 +78,33 @@ def laplace_average(values: Any, eigenvalues: Any, *, weight: Weight = "bump") -
     total, shape = len(g), g.shape[1:]
     order = jnp.argsort(-jnp.abs(z))
     sizes, scale = jnp.abs(z), jnp.max(jnp.abs(g))
+    scale = jnp.where(scale > 0, scale, jnp.ones_like(scale))
     eps = jnp.finfo(real).eps
 
     def peel(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-        rest, changes = carry
-        num = _cap(total, changes, sizes, sizes[index], eps, scale)
+        rest, errors = carry
+        num = _cap(total, errors, sizes, sizes[index], eps)
         powers = _powers(z[index], total)
         average = lambda num: (_weights(num, total, weight, real).astype(dtype) / powers) @ rest
         found = average(num)
-        change = jnp.max(jnp.abs(found - average(jnp.maximum(num // 2, 1))))
+        change = jnp.max(jnp.abs(found - average(jnp.maximum(num // 2, 1)))) / scale
         rest = rest - powers[:, None] * found[None]
-        return (rest, changes.at[index].set(change)), (found, num, change)
+        return (rest, errors.at[index].set(change**power)), (found, num, change * scale)
 
+    # The bump leaves exp(-2 sqrt(n log(ratio))) of a faster decaying component: half of n, the root of two in the exponent.
+    power = float(np.sqrt(2)) if weight == "bump" else 1.0
     nothing = jnp.full_like(sizes, -1)  # not peeled yet
     _, (found, caps, change) = jax.lax.scan(peel, (g.reshape(total, -1), nothing), order)
     place = jnp.argsort(order)
     return LaplaceAverage(found[place].reshape(len(z), *shape), caps[place], change[place])
 
 
-def _cap(total: int, changes: Array, sizes: Array, size: Array, eps: Any, scale: Array) -> Array:
+def _cap(total: int, errors: Array, sizes: Array, size: Array, eps: Any) -> Array:
     r"""Return the number of steps after which what was wrong before has grown to the root of itself."""
-    error = jnp.clip(changes / jnp.where(scale > 0, scale, jnp.ones_like(scale)), eps, 0.5)
+    error = jnp.clip(errors, eps, 0.5)
     growth = jnp.log(sizes / size)
     # A modulus that differs by rounding only does not grow.
-    counts = (changes >= 0) & (growth * total > 1)
+    counts = (errors >= 0) & (growth * total > 1)
     limit = -0.5 * jnp.log(error) / jnp.where(counts, growth, jnp.ones_like(growth))
     limit = jnp.min(jnp.where(counts, limit, jnp.full_like(limit, total)))
     return jnp.clip(jnp.floor(limit).astype(int), 2, total)

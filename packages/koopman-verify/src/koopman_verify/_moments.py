@@ -86,7 +86,7 @@ def moment_density(moments: Any, theta: Any, filter: Filter = "bump") -> Float[A
 
     $$\rho(\theta)\approx\frac1{2\pi}\sum_{|n|<N}\varphi(n/N)\,m_ne^{-in\theta},\quad m_{-n} = \bar m_n.$$
 
-    An atom shows as a peak whose height grows with $N$.
+    An atom shows as a peak whose height grows with $N$. In float32 the angles $n\theta$ lose digits in proportion to $n$.
 
     **Arguments:**
 

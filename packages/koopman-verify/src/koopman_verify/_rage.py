@@ -58,8 +58,8 @@ def rage(functions: Any, orbit: Any, *, weights: Any = None) -> PointPart:
         koopman_verify.rage(jax.vmap(dictionary)(x), jnp.stack([g(x), g(F(x)), g(F(F(x)))], axis=1)).share
         ```
     """
-    f, g = promoted(functions, orbit)
-    f, g = promoted(f, g, jnp.zeros((), jnp.float32)) if not jnp.issubdtype(f.dtype, jnp.inexact) else (f, g)
+    f, g = promoted(jnp.asarray(functions), jnp.asarray(orbit))
+    f, g = (f, g) if jnp.issubdtype(f.dtype, jnp.inexact) else (f.astype(float), g.astype(float))
     if f.ndim != 2 or g.ndim != 2 or len(f) != len(g) or f.shape[1] > len(f) or 0 in f.shape or 0 in g.shape:
         raise ValueError(
             f"`functions` and `orbit` must be [M, n] and [M, L] with n <= M; got {list(f.shape)} and {list(g.shape)}"

@@ -1,7 +1,6 @@
 """Rational kernels on the circle and the line, of orders one to six."""
 
 import functools as ft
-import numbers
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ def poles_and_residues(order: int) -> tuple[np.ndarray, np.ndarray]:
 
 def checked_order(order: Any) -> int:
     """Return the order as an `int` between one and six."""
-    if isinstance(order, bool) or not isinstance(order, numbers.Integral) or not 1 <= order <= MAX_ORDER:
+    if isinstance(order, bool) or not isinstance(order, (int, np.integer)) or not 1 <= order <= MAX_ORDER:
         raise ValueError(f"`order` must be a whole number from 1 to {MAX_ORDER}; got {order!r}")
     return int(order)
 

@@ -140,7 +140,7 @@ def line_measure(matrix: Any, vector: Any, x: Any, epsilon: Any, order: int = 4)
         line_measure(jnp.diag(jnp.arange(4.0)), jnp.ones(4), jnp.linspace(0, 3, 50), epsilon=0.5)
         ```
     """
-    a, g = promoted(matrix, vector)
+    a, g = _inexact(matrix, vector)
     if a.ndim != 2 or a.shape[0] != a.shape[1] or g.shape != a.shape[:1]:
         raise ValueError(f"`matrix` must be [n, n] and `vector` [n]; got {list(a.shape)} and {list(g.shape)}")
     order = checked_order(order)
@@ -152,6 +152,42 @@ def line_measure(matrix: Any, vector: Any, x: Any, epsilon: Any, order: int = 4)
     x = checked("x", x, jnp.isfinite(x), "finite")
     epsilon = _positive(epsilon, values.dtype)
     return line_kernel(values, x, epsilon, order) @ (jnp.abs(vectors.conj().T @ g) ** 2)
+
+
+def circle_density(phases: Any, weights: Any, theta: Any, epsilon: Any, order: int = 4) -> Float[Array, "T ..."]:
+    r"""Smooth any discrete measure on the circle by a rational kernel, as [`koopman_verify.spectral_measure`][] does.
+
+    To compare with a measure that is known in another way, convolve that one with the same kernel.
+
+    **Arguments:**
+
+    - `phases`, `weights`: the measure $\sum_lw_l\delta_{\phi_l}$, `[r]` and `[r]` or `[r, k]`.
+    - `theta`, `epsilon`, `order`: angles `[T]`, smoothing, and order of the kernel, from 1 to 6.
+
+    **Returns:** the density at each angle, `[T]` or `[T, k]`.
+
+    **Raises:** `ValueError` for a bad order, `epsilon` or `theta`, or shapes that do not fit.
+
+    !!! Example
+
+        ```python
+        measures.circle_density([0.5, 1.0], [0.25, 0.75], jnp.linspace(0, 3, 50), epsilon=0.2)
+        ```
+    """
+    phases, weights = _inexact(phases, weights)
+    if phases.ndim != 1 or weights.ndim not in (1, 2) or len(weights) != len(phases):
+        raise ValueError(
+            f"`phases` and `weights` must be [r] and [r] or [r, k]; got {list(phases.shape)} and {list(weights.shape)}"
+        )
+    theta = jnp.asarray(theta, phases.dtype)
+    theta = checked("theta", theta, jnp.isfinite(theta), "finite")
+    return circle_kernel(phases, theta, _positive(epsilon, phases.dtype), checked_order(order)) @ weights
+
+
+def _inexact(*arrays: Any) -> tuple[Array, ...]:
+    """Bring numbers and lists to one dtype that is not whole."""
+    arrays = promoted(*(jnp.asarray(a) for a in arrays))
+    return arrays if jnp.issubdtype(arrays[0].dtype, jnp.inexact) else tuple(a.astype(float) for a in arrays)
 
 
 def _arguments(mp: MeasurePreserving, theta: Any, epsilon: Any, order: Any) -> tuple[Array, Array, int]:

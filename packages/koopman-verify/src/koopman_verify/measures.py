@@ -4,7 +4,7 @@ from ._laplace import LaplaceAverage, laplace_average
 from ._moments import autocorrelations, filter_values, moment_atoms, moment_density
 from ._mpedmd import MeasurePreserving, mpedmd
 from ._rage import PointPart, rage, rage_series
-from ._spectral_measure import line_measure, resolution, spectral_measure, wave_packet
+from ._spectral_measure import circle_density, line_measure, resolution, spectral_measure, wave_packet
 
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "MeasurePreserving",
     "PointPart",
     "autocorrelations",
+    "circle_density",
     "filter_values",
     "laplace_average",
     "line_measure",
