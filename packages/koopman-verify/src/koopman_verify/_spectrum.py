@@ -106,8 +106,10 @@ def verified_spectrum(
 
     With $d$ the upper bound on $\sigma_{\inf}(K-z)$, each grid point $z$ of $d(z)<1$ looks at the grid points $w$ with
     $|w-z|\le\kappa d(z)$ and selects those of least $d$. Where $\sigma_{\inf}(K-z)$ is the distance from the
-    approximate point spectrum (isometries, normal operators), every selected point is within $E=\max d$ of it, and for
-    $\kappa=1$ nothing is lost: as grid and dictionary grow, the set converges and $E\to0$. For other operators every
+    approximate point spectrum (isometries, normal operators), every selected point is within its bound, so within
+    $E=\max d$ over the selected ones, of it. And a point of the spectrum at a distance $\eta$ from a grid point $z$
+    with $d(z)<1$ is within $\eta+\kappa\,d(z)$ of a selected point: as grid and dictionary grow, the set converges
+    ($\kappa=1$) and $E\to0$. $E$ alone does not bound what is missed, as $d(z)$ may be larger. For other operators every
     selected point is in the approximate point $E$-pseudospectrum, which says nothing about distances.
 
     **Arguments:**
