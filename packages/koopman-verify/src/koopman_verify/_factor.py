@@ -244,8 +244,11 @@ def _coordinates(triangle: Array) -> dict[str, Array]:
     if not isinstance(sigma, jax.core.Tracer):
         _raise_unless(bool(finite), bool(full), sigma, 2 * n * eps)
     else:
-        sigma = eqx.error_if(sigma, ~finite, _NONFINITE)
-        sigma = eqx.error_if(sigma, ~full, "`dictionary`: its functions depend linearly on each other on `snapshots`.")
+        # On the triangle, which everything depends on: a check on `sigma` is dropped where only `A` is used.
+        triangle = eqx.error_if(triangle, ~finite, _NONFINITE)
+        triangle = eqx.error_if(
+            triangle, ~full, "`dictionary`: its functions depend linearly on each other on `snapshots`."
+        )
     return _solve(triangle, sigma, lengths)
 
 
