@@ -1,3 +1,5 @@
+import itertools
+
 import equinox as eqx
 import hypothesis as hp
 import hypothesis.strategies as st
@@ -61,7 +63,7 @@ def test_rotation_is_the_distance_from_the_eigenvalues(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype, floor", [(jnp.float64, 1e-14), (jnp.float32, 1e-6)])
+@pytest.mark.parametrize(("dtype", "floor"), [(jnp.float64, 1e-14), (jnp.float32, 1e-6)])
 def test_floor_at_an_exact_eigenvalue(method, dtype, floor):
     # By a quarter turn, so that every value of the dictionary is as exact as the dtype allows.
     f = rotation(angle=np.pi / 2, dtype=dtype)
@@ -80,7 +82,7 @@ def test_floor_at_an_exact_eigenvalue(method, dtype, floor):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("m", (1, 2, 5, 8))
+@pytest.mark.parametrize("m", [1, 2, 5, 8])
 def test_doubling_map_is_a_shift(method, m):
     z = jnp.concatenate([polar_grid(7, [0.2, 0.9, 1.0, 1.3]), jnp.zeros(1, complex)])
     r = jnp.abs(z)
@@ -92,7 +94,7 @@ def test_doubling_map_is_a_shift(method, m):
 def test_falls_as_the_dictionary_grows_and_is_lipschitz(getkey):
     z = normal(getkey(), 40)
     values = [pseudospectrum(doubling(m), z) for m in (2, 4, 6, 8)]
-    for larger, smaller in zip(values, values[1:], strict=False):
+    for larger, smaller in itertools.pairwise(values):
         assert jnp.all(smaller <= larger + 1e-13)
         assert jnp.all(smaller >= jnp.abs(1 - jnp.abs(z)) - 1e-13)  # an isometry
     gaps = jnp.abs(values[-1][:, None] - values[-1][None])
@@ -112,7 +114,7 @@ def test_random_systems(seed, dtype):
     assert np.all(iterative <= truth * (1 + 10 * eps**0.5))
 
 
-@pytest.mark.parametrize("dtype", (jnp.float64, jnp.complex128))
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.complex128])
 def test_large_rank_by_iteration(getkey, dtype):
     f = random_factor(getkey(), 90, dtype)
     z = jnp.linspace(0.3 + 0.2j, 0.6 + 0.5j, 6)
@@ -136,8 +138,10 @@ def test_any_shape_and_chunks_and_symmetry():
     f = random_factor(jr.key(0), 5, jnp.float64)
     z = jnp.array([[0.3 + 0.2j, 0.3 - 0.2j, 1.0], [0.1j, -0.1j, 0.3 + 0.2j]])
     h = pseudospectrum(f, z)
-    assert h.shape == (2, 3) and jnp.allclose(jnp.ravel(h), by_numpy(f, jnp.ravel(z)), atol=1e-14)
-    assert h[0, 0] == h[0, 1] == h[1, 2] and h[1, 0] == h[1, 1]
+    assert h.shape == (2, 3)
+    assert jnp.allclose(jnp.ravel(h), by_numpy(f, jnp.ravel(z)), atol=1e-14)
+    assert h[0, 0] == h[0, 1] == h[1, 2]
+    assert h[1, 0] == h[1, 1]
     assert pseudospectrum(f, 0.3 + 0.2j).shape == ()
     assert jnp.allclose(pseudospectrum(f, jnp.ravel(z), chunk=2), jnp.ravel(h), atol=1e-15)
     assert jnp.allclose(eqx.filter_jit(pseudospectrum)(f, z), h, atol=1e-14)
@@ -162,7 +166,8 @@ def test_region_finds_what_the_grid_finds_with_fewer_evaluations():
     f = rotation(n=2)
     exact = unit(np.arange(-2, 3))
     region = koopman_verify.pseudospectrum_region(f, -1.6 - 1.6j, 1.6 + 1.6j, epsilon=0.2, spacing=0.05)
-    assert region.num_grid == 64**2 and region.num_evaluations < region.num_grid / 2
+    assert region.num_grid == 64**2
+    assert region.num_evaluations < region.num_grid / 2
     assert jnp.allclose(region.values, pseudospectrum(f, region.points), atol=1e-14)
     centres = -1.6 + 0.025 + 0.05 * np.arange(64)
     full = centres[:, None] + 1j * centres[None]
@@ -185,7 +190,7 @@ def test_region_of_real_data_computes_half():
 
 
 @pytest.mark.parametrize(
-    "run, message",
+    ("run", "message"),
     [
         (lambda f: pseudospectrum(f, jnp.array([jnp.nan + 0j])), "`z` must be finite"),
         (lambda f: pseudospectrum(f, jnp.ones(2, bool)), "`z` must hold numbers"),

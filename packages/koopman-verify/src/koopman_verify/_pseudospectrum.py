@@ -330,8 +330,9 @@ def _checked(z: Any, factor: Factor) -> Array:
     z = z.astype(_dtype(factor))
     if isinstance(z, jax.core.Tracer):
         return eqx.error_if(z, ~jnp.all(jnp.isfinite(z)), "`z` must be finite.")
-    if not bool(jnp.all(jnp.isfinite(z))):
-        raise ValueError(f"`z` must be finite; {int(jnp.sum(~jnp.isfinite(z)))} of {z.size} values are not")
+    finite = np.isfinite(np.asarray(z))
+    if not finite.all():
+        raise ValueError(f"`z` must be finite; {np.sum(~finite)} of {z.size} values are not")
     return z
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any, Literal
 
 import equinox as eqx
@@ -73,6 +74,13 @@ class Spectrum(eqx.Module):
             return "exact"
         return "quadrature" if self.snapshots_kind == "quadrature" else "training"
 
+    def with_kappa(self, kappa: float | int) -> "Spectrum":
+        """Return the selection for another `kappa`, from the same distances: next to no work."""
+        result = RESULTS.where(self.result == RESULTS.nothing_found, RESULTS.successful, self.result)
+        selected, error, result = _selection(self.grid, self.distances, _positive(kappa), result)
+        where = lambda s: (s.selected, s.error, s.result)
+        return dataclasses.replace(eqx.tree_at(where, self, (selected, error, result)), kappa=float(kappa))
+
     def _mask(self) -> np.ndarray:
         if isinstance(self.selected, jax.core.Tracer):
             raise TypeError("`points` and `bounds` have shapes that depend on values: under `jit` use `selected`")
@@ -98,8 +106,10 @@ def verified_spectrum(
 
     With $d$ the upper bound on $\sigma_{\inf}(K-z)$, each grid point $z$ of $d(z)<1$ looks at the grid points $w$ with
     $|w-z|\le\kappa d(z)$ and selects those of least $d$. Where $\sigma_{\inf}(K-z)$ is the distance from the
-    approximate point spectrum (isometries, normal operators), every selected point is within $E=\max d$ of it, and for
-    $\kappa=1$ nothing is lost: as grid and dictionary grow, the set converges and $E\to0$. For other operators every
+    approximate point spectrum (isometries, normal operators), every selected point is within its bound, so within
+    $E=\max d$ over the selected ones, of it. And a point of the spectrum at a distance $\eta$ from a grid point $z$
+    with $d(z)<1$ is within $\eta+\kappa\,d(z)$ of a selected point: as grid and dictionary grow, the set converges
+    ($\kappa=1$) and $E\to0$. $E$ alone does not bound what is missed, as $d(z)$ may be larger. For other operators every
     selected point is in the approximate point $E$-pseudospectrum, which says nothing about distances.
 
     **Arguments:**
@@ -134,10 +144,9 @@ def verified_spectrum(
     grid = jnp.asarray(grid)
     if grid.ndim != 1 or grid.size == 0 or not jnp.issubdtype(grid.dtype, jnp.number):
         raise ValueError(f"`grid` must hold complex numbers, [k]; got {grid.dtype}{list(grid.shape)}")
-    if isinstance(kappa, jax.core.Tracer) or not kappa > 0:
-        raise ValueError(f"`kappa` must be a positive number; got {kappa}")
+    kappa = _positive(kappa)
     distances = pseudospectrum(factor, grid, method=method)
-    spectrum = _select(factor, grid, distances, float(kappa), bool(measure_preserving))
+    spectrum = _select(factor, grid, distances, kappa, bool(measure_preserving))
     if throw:
         failed = spectrum.result != RESULTS.successful
         spectrum = spectrum.result.error_if(spectrum, failed)
@@ -156,15 +165,12 @@ def _select(factor: Factor, grid: Array, h: Array, kappa: float, measure_preserv
         excess = jnp.concatenate([off - distances, jnp.abs(1 - jnp.abs(pairs.eigenvalues)) - allowed])
         violation = jnp.maximum(jnp.max(excess), 0)
         distances = jnp.maximum(distances, off)
-    selected = _local_minimisers(grid, distances, kappa)
-    error = jnp.max(jnp.where(selected, distances, -jnp.inf))
-    error = jnp.where(jnp.any(selected), error, jnp.inf)
     few = factor.num_snapshots < 10 * factor.size and factor.kind != "quadrature" and factor.space == "L2"
-    result = RESULTS.where(jnp.any(selected), RESULTS.successful, RESULTS.nothing_found)
     contradicted = violation > (factor.size / max(factor.num_snapshots, 1)) ** 0.5
-    result = RESULTS.where(contradicted, RESULTS.not_measure_preserving, result)
+    result = RESULTS.where(contradicted, RESULTS.not_measure_preserving, RESULTS.successful)
     result = RESULTS.where(jnp.array(few), RESULTS.uncertifiable, result)
     result = RESULTS.where(jnp.all(jnp.isfinite(distances)), result, RESULTS.nonfinite)
+    selected, error, result = _selection(grid, distances, kappa, result)
     return Spectrum(
         grid=grid,
         distances=distances,
@@ -181,6 +187,21 @@ def _select(factor: Factor, grid: Array, h: Array, kappa: float, measure_preserv
         space=factor.space,
         operator=factor.operator,
     )
+
+
+@eqx.filter_jit
+def _selection(grid: Array, distances: Array, kappa: float, result: RESULTS) -> tuple[Array, Array, RESULTS]:
+    selected = _local_minimisers(grid, distances, kappa)
+    found = jnp.any(selected)
+    error = jnp.where(found, jnp.max(jnp.where(selected, distances, -jnp.inf)), jnp.inf)
+    empty = ~found & (result == RESULTS.successful)
+    return selected, error, RESULTS.where(empty, RESULTS.nothing_found, result)
+
+
+def _positive(kappa: Any) -> float:
+    if isinstance(kappa, jax.core.Tracer) or not 0 < kappa < float("inf"):
+        raise ValueError(f"`kappa` must be a positive number; got {kappa}")
+    return float(kappa)
 
 
 def _local_minimisers(grid: Array, d: Array, kappa: float) -> Array:

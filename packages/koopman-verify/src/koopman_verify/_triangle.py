@@ -23,6 +23,8 @@ def triangle_of(dictionary: Any, snapshots: Snapshots, *, block: int | None, sta
 @eqx.filter_jit
 def sharded_triangle_of(dictionary: Any, snapshots: Snapshots, *, block: int | None, mesh: jax.sharding.Mesh) -> Array:
     """Factorise with the rows split over all devices of `mesh`: each its own triangle, then one of the triangles."""
+    # Of automatic axes, whatever kind the mesh came with: explicit ones would want the rows placed beforehand.
+    mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
     axes, spec = mesh.axis_names, jax.sharding.PartitionSpec
     arrays = (snapshots.x, snapshots.y, _scale(snapshots))
     arrays = tuple(_padded(a, -len(a) % mesh.size) for a in arrays)
