@@ -249,11 +249,7 @@ def _coordinates(triangle: Array) -> dict[str, Array]:
     if not isinstance(sigma, jax.core.Tracer):
         _raise_unless(bool(finite), bool(full), sigma, 2 * n * eps)
     else:
-<<<<<<< HEAD
         # On the triangle, which everything depends on: a check of what is not used is not made.
-=======
-        # On the triangle, which everything depends on: a check on `sigma` is dropped where only `A` is used.
->>>>>>> kv-spec
         triangle = eqx.error_if(triangle, ~finite, _NONFINITE)
         triangle = eqx.error_if(
             triangle, ~full, "`dictionary`: its functions depend linearly on each other on `snapshots`."
