@@ -32,33 +32,41 @@ print(f"|det DF - 1|, median: {float(jnp.median(jnp.abs(jnp.linalg.det(jax.vmap(
 # continuity is known.
 
 snapshots = kv.Snapshots(x, y)
-print(adversary.determined(snapshots))
+print(adversary.determined(snapshots).verdict)
 print(kv.sci.table())
 
-# A black box that sees only values can be led on for ever. This one is honest: EDMD with residuals on points of its choice. It
-# converges on every map that stays put, and the adversary changes the map, never an answer.
+# A black box that sees only values can be led on for ever. This one is honest: least squares on angular modes in six rings, of
+# which it keeps what has a small residual. It converges on every map that stays put. The adversary changes the map, and never
+# takes back an answer.
 
 
 def black_box(query_map, budget):
-    radii = np.sqrt((np.arange(budget) + 0.5) / budget)
-    turn = np.pi * (3 - np.sqrt(5)) * np.arange(budget)
-    points = radii[:, None] * np.stack([np.cos(turn), np.sin(turn)], axis=1)
-    images = np.asarray(query_map(points))
-    angles = np.arctan2(images[:, 1], images[:, 0]) - np.arctan2(points[:, 1], points[:, 0])
-    # On functions of the radius times e^{i theta}, a map that keeps radii multiplies by e^{i angle}.
-    return np.concatenate([np.exp(1j * angles), np.exp(2j * angles)])
+    rng = np.random.default_rng(budget)
+    before = 0.999 * np.sqrt(rng.random(budget)) * np.exp(2j * np.pi * rng.random(budget))
+    images = query_map(np.stack([before.real, before.imag], axis=1))
+    after = images[:, 0] + 1j * images[:, 1]
+    rings = [np.minimum((6 * np.abs(w) ** 2).astype(int), 5) for w in (before, after)]
+    found = [1.0 + 0j]
+    for ring in range(6):
+        for k in range(-7, 8):
+            g, moved = (np.where(r == ring, (w / np.abs(w)) ** k, 0) for r, w in zip(rings, (before, after), strict=True))
+            value = np.vdot(g, moved) / max(np.vdot(g, g).real, 1.0)
+            if np.linalg.norm(moved - value * g) <= 0.35 * np.linalg.norm(g):
+                found.append(value)
+    return np.asarray(found)
 
 
-game = adversary.play(black_box, max_oscillations=2, budget=40)
+game = adversary.play(black_box, max_oscillations=2, budget=80, growth=1.3)
 print(game.verdict)
 
 figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
 ring = np.exp(2j * np.pi * np.linspace(0, 1, 200))
 for axis, map_fn, name in ((axes[0], twist, "twist"), (axes[1], involution, "involution")):
+    arc = np.linspace(0, 0.5 * np.pi, 2000)
     for radius in np.linspace(0.1, 0.95, 9):
-        line = radius * np.stack([np.cos(np.linspace(0, 0.5 * np.pi, 400)), np.sin(np.linspace(0, 0.5 * np.pi, 400))], axis=1)
+        line = radius * np.stack([np.cos(arc), np.sin(arc)], axis=1)
         image = np.asarray(jax.vmap(map_fn)(jnp.asarray(line)))
-        axis.plot(image[:, 0], image[:, 1], lw=0.8, color=plt.cm.viridis(radius))
+        axis.plot(image[:, 0], image[:, 1], lw=0.5, color=plt.cm.viridis(radius))
     axis.plot(ring.real, ring.imag, "k", lw=0.8)
     axis.plot(*np.asarray(y).T, "r.", ms=5)
     axis.set(aspect="equal", title=f"images of quarter circles: {name}", xticks=[], yticks=[])

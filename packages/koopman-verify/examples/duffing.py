@@ -38,7 +38,7 @@ print(f"{len(spectrum.points)} points, E = {float(spectrum.error):.3f} ({spectru
 figure, axes = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
 kv.plot.eigenvalues(pairs, certificate, ax=axes[0])
 axes[0].set_title("EDMD: certified (dots), not certified (crosses)", fontsize="medium")
-x, y = jnp.meshgrid(jnp.linspace(-1.3, 1.3, 53), jnp.linspace(0, 1.3, 27))
+x, y = jnp.meshgrid(jnp.linspace(-1.3, 1.3, 53), jnp.linspace(-1.3, 1.3, 53))
 z = jax.lax.complex(x, y)
 kv.plot.pseudospectrum(z, kv.pseudospectrum(factor, z), ax=axes[1])
 axes[1].set_title("Pseudospectrum", fontsize="medium")

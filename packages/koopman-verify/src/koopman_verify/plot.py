@@ -106,7 +106,7 @@ def spectrum(found: Any, *, circle: bool = True, discs: bool = True, ax: Axes | 
         )  # fmt: skip
         axes.add_collection(wide)
     axes.plot(z.real, z.imag, "o", ms=3, color="C0")
-    axes.set_title(f"{len(z)} points, every one within E = {float(found.error):.3g} of the spectrum", fontsize="medium")
+    axes.set_title(f"{len(z)} points, each within E = {float(found.error):.3g}", fontsize="medium")
     axes.autoscale_view()
     return axes
 
