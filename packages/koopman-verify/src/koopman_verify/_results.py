@@ -1,3 +1,5 @@
+from typing import Any
+
 import implicit_core
 
 
@@ -34,3 +36,8 @@ class RESULTS(implicit_core.RESULTS):  # pyright: ignore[reportGeneralTypeIssues
         "|1 - |z|| clearly larger than |(K - z)g| / |g|. Likely causes: a dissipative map; snapshots that do not come "
         "from an invariant measure; or too few of them. Leave the declaration out, or weight the snapshots."
     )
+
+
+def choose(pred: Any, yes: Any, no: Any) -> RESULTS:
+    """Return the member `yes` where `pred` holds, else `no`."""
+    return RESULTS.where(pred, yes, no)

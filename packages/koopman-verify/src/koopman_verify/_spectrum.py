@@ -5,12 +5,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Complex, Float
 
 from ._edmd import edmd
 from ._factor import Factor, Operator, Space
 from ._pseudospectrum import Method, pseudospectrum
-from ._results import RESULTS
+from ._results import RESULTS, choose
 from ._snapshots import Kind
 
 
@@ -76,13 +77,13 @@ class Spectrum(eqx.Module):
 
     def with_kappa(self, kappa: float | int) -> "Spectrum":
         """Return the selection for another `kappa`, from the same distances: next to no work."""
-        result = RESULTS.where(self.result == RESULTS.nothing_found, RESULTS.successful, self.result)
+        result = choose(self.result == RESULTS.nothing_found, RESULTS.successful, self.result)
         selected, error, result = _selection(self.grid, self.distances, _positive(kappa), result)
         where = lambda s: (s.selected, s.error, s.result)
         return dataclasses.replace(eqx.tree_at(where, self, (selected, error, result)), kappa=float(kappa))
 
     def _mask(self) -> np.ndarray:
-        if isinstance(self.selected, jax.core.Tracer):
+        if isinstance(self.selected, Tracer):
             raise TypeError("`points` and `bounds` have shapes that depend on values: under `jit` use `selected`")
         return np.asarray(self.selected)
 
@@ -167,9 +168,9 @@ def _select(factor: Factor, grid: Array, h: Array, kappa: float, measure_preserv
         distances = jnp.maximum(distances, off)
     few = factor.num_snapshots < 10 * factor.size and factor.kind != "quadrature" and factor.space == "L2"
     contradicted = violation > (factor.size / max(factor.num_snapshots, 1)) ** 0.5
-    result = RESULTS.where(contradicted, RESULTS.not_measure_preserving, RESULTS.successful)
-    result = RESULTS.where(jnp.array(few), RESULTS.uncertifiable, result)
-    result = RESULTS.where(jnp.all(jnp.isfinite(distances)), result, RESULTS.nonfinite)
+    result = choose(contradicted, RESULTS.not_measure_preserving, RESULTS.successful)
+    result = choose(jnp.array(few), RESULTS.uncertifiable, result)
+    result = choose(jnp.all(jnp.isfinite(distances)), result, RESULTS.nonfinite)
     selected, error, result = _selection(grid, distances, kappa, result)
     return Spectrum(
         grid=grid,
@@ -195,11 +196,11 @@ def _selection(grid: Array, distances: Array, kappa: float, result: RESULTS) -> 
     found = jnp.any(selected)
     error = jnp.where(found, jnp.max(jnp.where(selected, distances, -jnp.inf)), jnp.inf)
     empty = ~found & (result == RESULTS.successful)
-    return selected, error, RESULTS.where(empty, RESULTS.nothing_found, result)
+    return selected, error, choose(empty, RESULTS.nothing_found, result)
 
 
 def _positive(kappa: Any) -> float:
-    if isinstance(kappa, jax.core.Tracer) or not 0 < kappa < float("inf"):
+    if isinstance(kappa, Tracer) or not 0 < kappa < float("inf"):
         raise ValueError(f"`kappa` must be a positive number; got {kappa}")
     return float(kappa)
 
@@ -210,8 +211,8 @@ def _local_minimisers(grid: Array, d: Array, kappa: float) -> Array:
     block = max(1, min(num, _AT_ONCE // num))
     pad = -num % block
     # Points that are added have an infinite value, so they look at nothing.
-    rows = (jnp.pad(grid, (0, pad)), jnp.pad(d, (0, pad), constant_values=jnp.inf))
-    rows = tuple(a.reshape(-1, block) for a in rows)
+    padded = (jnp.pad(grid, (0, pad)), jnp.pad(d, (0, pad), constant_values=jnp.inf))
+    rows: Any = tuple(a.reshape(-1, block) for a in padded)
 
     def look(selected: Array, row: tuple[Array, Array]) -> tuple[Array, None]:
         z, radius = row
