@@ -192,7 +192,11 @@ def test_tails_that_cancel_in_the_difference_do_not_fool_the_bound():
         return jnp.exp(-((x - 0.5) ** 2) / 4e-4)
 
     pairs = kv.interop.from_eigenvectors([1e-3], np.ones((1, 1)), spike)
-    once = lambda key: (lambda c: (c.upper[0], c.supported[0]))(kv.certify(pairs, snapshots(key, 1500), level=0.98))
+
+    def once(key):
+        certificate = kv.certify(pairs, snapshots(key, 1500), level=0.98)
+        return certificate.upper[0], certificate.supported[0]
+
     upper, supported = jax.jit(jax.vmap(once))(jr.split(jr.key(9), 500))
     true = math.sqrt(1 + 1e-6)
     assert np.mean(supported) > 0.5
