@@ -16,6 +16,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("JAX_ENABLE_X64", "1")
+# Checks of values inside of `vmap` call back to Python, which can lock up on a machine of few cores. A fit that fails gives
+# a residual that is not a number, and is refused.
+os.environ.setdefault("EQX_ON_ERROR", "off")
 
 import equinox as eqx
 import jax

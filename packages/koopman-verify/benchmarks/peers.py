@@ -73,8 +73,8 @@ def duffing_problem() -> tuple[Any, kv.Snapshots, kv.Snapshots]:
 
 def rotation_problem() -> tuple[Any, kv.Snapshots, kv.Snapshots]:
     """A rotation by one radian and functions that it maps into their span: every residual is zero."""
-    turn = lambda key, num: (lambda x: kv.Snapshots(x, x + 1))(jr.uniform(key, (num, 1), maxval=2 * np.pi))
-    return Waves(), turn(jr.key(1), 500), turn(jr.key(2), 1000)
+    x, fresh = (jr.uniform(key, (num, 1), maxval=2 * np.pi) for key, num in ((jr.key(1), 500), (jr.key(2), 1000)))
+    return Waves(), kv.Snapshots(x, x + 1), kv.Snapshots(fresh, fresh + 1)
 
 
 def methods(size: int) -> dict[str, tuple[str, Callable[[Any, Any], Any], Callable[..., kv.Eigenpairs]]]:

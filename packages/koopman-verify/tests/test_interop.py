@@ -50,7 +50,7 @@ def kooplearn(matrix):
 
 
 @pytest.mark.parametrize(
-    "make, adapt",
+    ("make", "adapt"),
     [
         (pydmd, kv.interop.from_pydmd),
         (deeptime, kv.interop.from_deeptime),
@@ -61,11 +61,13 @@ def kooplearn(matrix):
 )
 def test_conventions_on_a_rotation(make, adapt, matrix, data):
     pairs = adapt(make(matrix[0]), matrix[1], snapshots=data)
-    assert pairs.coordinates is None and pairs.num_snapshots == 200
+    assert pairs.coordinates is None
+    assert pairs.num_snapshots == 200
     assert pairs.residuals.max() < 1e-12
     np.testing.assert_allclose(np.abs(pairs.eigenvalues), 1, rtol=1e-12)
     certificate = kv.certify(pairs, sample(jr.key(1)))
-    assert np.all(certificate.status == "certified") and certificate.upper.max() < 1e-12
+    assert np.all(certificate.status == "certified")
+    assert certificate.upper.max() < 1e-12
     with pytest.raises(ValueError, match="that the fit has used"):
         kv.certify(pairs, data)
 
@@ -86,7 +88,8 @@ def test_callable_eigenfunctions():
 
 def test_without_data_the_residual_is_unknown():
     pairs = kv.interop.from_eigenvectors(np.array([1.0], np.float32), np.ones((1, 1)), lambda x: x)
-    assert np.isnan(pairs.residuals).all() and pairs.eigenvalues.dtype == jnp.complex64
+    assert np.isnan(pairs.residuals).all()
+    assert pairs.eigenvalues.dtype == jnp.complex64
     assert kv.certify(pairs).status[0] == "uncertifiable"
 
 

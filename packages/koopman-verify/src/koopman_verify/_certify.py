@@ -335,12 +335,12 @@ def _interval(
     no = jnp.zeros(k, bool)
     if suprema is None or (method == "auto" and not independent) or method == "asymptotic":
         miss = (1 - level) / (2 * k)
-        return *stats.asymptotic(moments, miss, inflation), no, stats.trusted(moments, miss)
+        return *stats.asymptotic(moments, miss, inflation), no, stats.trusted(moments)
     if method == "bernstein":
         return *stats.bernstein(moments, (1 - level) / (2 * k), *suprema), no | independent, no
     miss = (1 - level) / (4 * k)  # two bounds are made, of which either may be taken
     lower, upper = stats.asymptotic(moments, miss, inflation)
-    trusted = stats.trusted(moments, miss)
+    trusted = stats.trusted(moments)
     sure_lower, sure_upper = stats.bernstein(moments, miss, *suprema)
     rigorous = (sure_upper <= 1.5**2 * upper) | (~trusted & jnp.isfinite(sure_upper))
     return jnp.where(rigorous, sure_lower, lower), jnp.where(rigorous, sure_upper, upper), rigorous, trusted
