@@ -19,6 +19,7 @@ os.environ.setdefault("JAX_ENABLE_X64", "1")
 # Checks of values inside of `vmap` call back to Python, which can lock up on a machine of few cores. A fit that fails gives
 # a residual that is not a number, and is refused.
 os.environ.setdefault("EQX_ON_ERROR", "off")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 
 import equinox as eqx
 import jax
@@ -29,6 +30,8 @@ import numpy as np
 from jaxtyping import Array
 from koopman_verify import _pointwise, _statistics
 
+
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 SIZE = 20  # functions in the dictionary
 RATIOS = (1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
