@@ -235,7 +235,7 @@ def test_trajectory_is_averaged_in_blocks(fit, truth):
 
 def test_slow_trajectory_gets_long_blocks():
     # An autoregressive path: y is the next state, and neighbours in time are much alike.
-    noise = jr.normal(jr.key(3), (20_000,))
+    noise = jr.normal(jr.key(3), (100_000,))
     step = lambda z, e: (0.98 * z + 0.2 * e, z)
     path = jax.lax.scan(step, jnp.zeros(()), noise)[1]
     pairs = kv.interop.from_eigenvectors([0.5], np.ones((1, 1)), lambda x: x)

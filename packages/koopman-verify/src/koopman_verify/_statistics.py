@@ -108,7 +108,9 @@ def asymptotic(
         factor = jnp.where(jnp.abs(g) > 1e-6, jnp.maximum(-inverse, q), q)
         return factor * jnp.sqrt(inflation * m.variance(c) / m.num)
 
-    return _both(m, width, q)
+    # From below the mean of a variable that is not negative is never underrated by its skewness.
+    spread = jnp.sqrt(inflation * m.second[2] / (m.num - 1))
+    return _both(m, width, q, m.d > q * spread)
 
 
 def trusted(m: Moments) -> Bool[Array, " k"]:
@@ -134,17 +136,28 @@ def bernstein(
     return _both(m, width, log)
 
 
-def _both(m: Moments, width: Callable[[Array, int], Array], q: float) -> tuple[Array, Array]:
+def _both(
+    m: Moments, width: Callable[[Array, int], Array], q: float, positive: Array | None = None
+) -> tuple[Array, Array]:
+    """Return where the bound of the mean of $n - cd$ changes its sign, below and above the ratio of the means.
+
+    `positive` says where the denominator is significantly positive; by default where the bound is below zero for every
+    large $c$, which is the same for bounds that are convex in $c$.
+    """
     ratio, eps = m.ratio, float(jnp.finfo(m.n.dtype).eps)
     spread = q * jnp.sqrt(m.variance(ratio) / m.num) + width(ratio, 1)
     scale = spread / m.d + 8 * eps * ratio + float(jnp.finfo(m.n.dtype).tiny)
-    above = lambda s: ratio + scale * s / (1 - s)
-    negative = lambda s: m.n - above(s) * m.d + width(above(s), 1) <= 0
-    last = jnp.full_like(ratio, 1 - 2.0**-14)
-    upper = above(_bisect(negative, jnp.zeros_like(ratio), last))
-    positive = lambda s: m.n - ratio * (1 - s) * m.d - width(ratio * (1 - s), -1) >= 0
-    lower = ratio * (1 - _bisect(positive, jnp.zeros_like(ratio), jnp.ones_like(ratio)))
-    return lower, jnp.where(negative(last) & jnp.isfinite(upper), upper, jnp.inf)
+    negative = lambda t: m.n - (ratio + scale * t) * m.d + width(ratio + scale * t, 1) <= 0
+    steps = 2.0 ** jnp.arange(-4, 15, dtype=ratio.dtype)
+    below = jax.vmap(lambda t: negative(t * jnp.ones_like(ratio)))(steps)
+    first = jnp.argmax(below, axis=0)
+    high = steps[first]
+    low = jnp.where(first > 0, high / 2, 0)
+    upper = ratio + scale * _bisect(negative, low, high)
+    positive = below[-1] if positive is None else positive & jnp.any(below, axis=0)
+    above = lambda s: m.n - ratio * (1 - s) * m.d - width(ratio * (1 - s), -1) >= 0
+    lower = ratio * (1 - _bisect(above, jnp.zeros_like(ratio), jnp.ones_like(ratio)))
+    return lower, jnp.where(positive & jnp.isfinite(upper), upper, jnp.inf)
 
 
 def _bisect(accept: Callable[[Array], Array], low: Array, high: Array) -> Array:
