@@ -23,7 +23,9 @@ lifted, moved = (np.asarray(jax.vmap(dictionary)(z)) for z in (fit.x, fit.y))
 dmd = DMD(svd_rank=-1).fit(lifted.T, moved.T)
 roots = np.exp(2j * np.pi * np.arange(3) / 3)
 off = np.abs(dmd.eigs[:, None] - roots).min(axis=1)
-print(f"PyDMD: {len(dmd.eigs)} eigenvalues, {np.sum(off > 0.1)} of them more than 0.1 from the spectrum, the worst {off.max():.2f}")
+print(
+    f"PyDMD: {len(dmd.eigs)} eigenvalues, {np.sum(off > 0.1)} of them more than 0.1 from the spectrum, the worst {off.max():.2f}"
+)
 
 # An adapter takes the eigenfunctions; `snapshots` lets it recognise a hold-out set that was used in the fit.
 
@@ -38,7 +40,9 @@ assert off[certified].max() <= 0.15  # what the certificate promises, as a rotat
 # The spectrum itself, from the same data, as the nodes are those of a quadrature rule: exactly three points.
 
 spectrum = kv.verified_spectrum(kv.factor(dictionary, fit), kv.polar_grid(241), measure_preserving=True)
-print(f"verified spectrum: angles / (2 pi / 3) = {np.angle(spectrum.points) / (2 * np.pi / 3)}, E = {float(spectrum.error):.3f}")
+print(
+    f"verified spectrum: angles / (2 pi / 3) = {np.angle(spectrum.points) / (2 * np.pi / 3)}, E = {float(spectrum.error):.3f}"
+)
 
 figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
 kv.plot.eigenvalues(pairs, certificate, ax=axes[0])

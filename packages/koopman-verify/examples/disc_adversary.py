@@ -26,7 +26,9 @@ print(f"largest difference on the snapshots: {float(jnp.max(jnp.abs(jax.vmap(inv
 test = 0.9 * jr.uniform(jr.key(2), (200, 2), minval=-0.7, maxval=0.7)
 twice = jax.vmap(lambda p: involution(involution(p)))(test)
 print(f"F(F(p)) - p: {float(jnp.max(jnp.abs(twice - test))):.0e}, made of {involution.num_twists} local twists")
-print(f"|det DF - 1|, median: {float(jnp.median(jnp.abs(jnp.linalg.det(jax.vmap(jax.jacfwd(involution))(test)) - 1))):.0e}")
+print(
+    f"|det DF - 1|, median: {float(jnp.median(jnp.abs(jnp.linalg.det(jax.vmap(jax.jacfwd(involution))(test)) - 1))):.0e}"
+)
 
 # What separates them is how fast they may vary. The answer of the library is therefore "undetermined", until a modulus of
 # continuity is known.
@@ -49,7 +51,9 @@ def black_box(query_map, budget):
     found = [1.0 + 0j]
     for ring in range(6):
         for k in range(-7, 8):
-            g, moved = (np.where(r == ring, (w / np.abs(w)) ** k, 0) for r, w in zip(rings, (before, after), strict=True))
+            g, moved = (
+                np.where(r == ring, (w / np.abs(w)) ** k, 0) for r, w in zip(rings, (before, after), strict=True)
+            )
             value = np.vdot(g, moved) / max(np.vdot(g, g).real, 1.0)
             if np.linalg.norm(moved - value * g) <= 0.35 * np.linalg.norm(g):
                 found.append(value)

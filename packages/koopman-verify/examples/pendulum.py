@@ -45,7 +45,9 @@ for num in (10, 20, 40):
     density = kv.spectral_measure(mp, g, theta, epsilon=0.2, order=4)
     kv.plot.measure(theta, density, label=f"{num} delays", ax=axes[1])
     gap = float(jnp.max(kv.resolution(mp, theta)))
-    print(f"{num} delays: |lambda| = 1 up to {float(jnp.max(jnp.abs(jnp.abs(mp.eigenvalues) - 1))):.0e}, largest gap {gap:.2f}")
+    print(
+        f"{num} delays: |lambda| = 1 up to {float(jnp.max(jnp.abs(jnp.abs(mp.eigenvalues) - 1))):.0e}, largest gap {gap:.2f}"
+    )
 axes[1].set_title("Density of the spectral measure, order 4, ε = 0.2", fontsize="medium")
 
 # A kernel of width $\epsilon$ needs several eigenvalues within it: where `resolution` is above $\epsilon/2$ (the lines of 10 and

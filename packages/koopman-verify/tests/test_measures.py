@@ -14,7 +14,7 @@ from koopman_verify import (
     spectral_measure,
     wave_packet,
 )
-from koopman_verify._rational import circle_kernel, line_kernel, poles_and_residues
+from koopman_verify._measures.rational import circle_kernel, line_kernel, poles_and_residues
 from koopman_verify.measures import circle_density, line_measure
 
 

@@ -98,7 +98,7 @@ def by_definition(grid, d, kappa):
 @pytest.mark.parametrize("kappa", [0.5, 1.0, 5.0])
 @pytest.mark.parametrize("block", [7, 10**6])
 def test_selection_by_its_definition(monkeypatch, kappa, block):
-    import koopman_verify._spectrum as module
+    import koopman_verify._spectra.spectrum as module
 
     monkeypatch.setattr(module, "_AT_ONCE", block * 121)
     jax.clear_caches()  # the size of a block is read when the selection is compiled

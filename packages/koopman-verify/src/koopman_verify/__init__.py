@@ -1,30 +1,30 @@
 """Koopman spectra that come with a certificate, or a refusal."""
 
 from . import adversary, gtf, interop, kernels, loss, measures, plot, problems, sci
-from ._certificate import Certificate
-from ._certify import MeasureAudit, audit_measure_preserving, certify
-from ._compose import Concatenate, Constant, Delay, Product
-from ._dictionary import AbstractDictionary, Fourier
-from ._edmd import Eigenpairs, edmd
-from ._eigenpair import Sensitivity, eigenpair, sensitivity
-from ._evidence import ExactIntegrals, KnownModulus
-from ._factor import Factor, factor
+from ._certificates.certificate import Certificate
+from ._certificates.certify import MeasureAudit, audit_measure_preserving, certify
+from ._certificates.evidence import ExactIntegrals, KnownModulus
+from ._dictionaries.compose import Concatenate, Constant, Delay, Product
+from ._dictionaries.dictionary import AbstractDictionary, Fourier
+from ._dictionaries.hats import Hats
+from ._dictionaries.index_sets import index_products, index_set
+from ._dictionaries.learned import LearnedDictionary, Training, train_dictionary
+from ._dictionaries.polynomials import Chebyshev, Hermite, Legendre, Monomials
+from ._dictionaries.radial import RBF, kmeans
+from ._factor.factor import Factor, factor
+from ._factor.snapshots import Snapshots
+from ._factor.stochastic import ExpectedResidual, StochasticFactor, stochastic_factor
 from ._forecast import Forecast, forecast, modal_forecast
-from ._hats import Hats
-from ._index_sets import index_products, index_set
-from ._kernel_factor import KernelSections, kernel_factor
-from ._laplace import LaplaceAverage, laplace_average
-from ._learned import LearnedDictionary, Training, train_dictionary
-from ._mpedmd import MeasurePreserving, mpedmd
-from ._polynomials import Chebyshev, Hermite, Legendre, Monomials
-from ._pseudospectrum import Region, pseudoeigenfunction, pseudospectrum, pseudospectrum_region
-from ._radial import RBF, kmeans
-from ._rage import PointPart, rage
+from ._kernels.kernel_factor import KernelSections, kernel_factor
+from ._measures.laplace import LaplaceAverage, laplace_average
+from ._measures.mpedmd import MeasurePreserving, mpedmd
+from ._measures.rage import PointPart, rage
+from ._measures.spectral_measure import resolution, spectral_measure, wave_packet
 from ._results import RESULTS
-from ._snapshots import Snapshots
-from ._spectral_measure import resolution, spectral_measure, wave_packet
-from ._spectrum import Spectrum, polar_grid, rectangle_grid, verified_spectrum
-from ._stochastic import ExpectedResidual, StochasticFactor, stochastic_factor
+from ._spectra.edmd import Eigenpairs, edmd
+from ._spectra.eigenpair import Sensitivity, eigenpair, sensitivity
+from ._spectra.pseudospectrum import Region, pseudoeigenfunction, pseudospectrum, pseudospectrum_region
+from ._spectra.spectrum import Spectrum, polar_grid, rectangle_grid, verified_spectrum
 
 
 __all__ = [

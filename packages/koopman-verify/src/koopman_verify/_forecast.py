@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from ._edmd import Eigenpairs
-from ._factor import Dictionary, Factor, evaluate, promoted
-from ._mpedmd import checked, coordinates_of
+from ._factor.factor import Dictionary, Factor, evaluate, promoted
+from ._measures.mpedmd import checked, coordinates_of
+from ._spectra.edmd import Eigenpairs
 
 
 ErrorKind: TypeAlias = Literal["bound", "estimate"]

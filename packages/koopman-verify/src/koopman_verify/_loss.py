@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._eigenpair import eig
-from ._factor import Factor, promoted
+from ._factor.factor import Factor, promoted
+from ._spectra.eigenpair import eig
 
 
 def invariance_defect(factor: Factor) -> Float[Array, ""]:

@@ -4,7 +4,16 @@ Two area-preserving maps of the disc agree on every snapshot, with spectra {1, -
 black box oscillate between them; a skew product of the torus gains and loses its eigenfunctions below every precision.
 """
 
-from ._adversary import (
+from ._adversary.disc_maps import (
+    Conjugacy,
+    ConjugatedTwist,
+    Gaps,
+    Involution,
+    Twist,
+    involution_through,
+    twist_vs_rotation,
+)
+from ._adversary.game import (
     Coin,
     Play,
     QueryBudgetError,
@@ -13,9 +22,8 @@ from ._adversary import (
     hausdorff_to_two_points,
     play,
 )
-from ._disc_maps import Conjugacy, ConjugatedTwist, Gaps, Involution, Twist, involution_through, twist_vs_rotation
-from ._torus import CircleRotation, LiouvilleTorus
-from ._undetermined import Determination, determined
+from ._adversary.torus import CircleRotation, LiouvilleTorus
+from ._adversary.undetermined import Determination, determined
 
 
 __all__ = [

@@ -1,7 +1,6 @@
 """Generalised teacher forcing: learn a simulator of chaotic data, score it, and bound it (arXiv:2306.04406)."""
 
-from ._dynamics_metrics import hellinger_spectrum, prediction_error, state_space_divergence
-from ._forcing import (
+from ._gtf.forcing import (
     AbstractForcing,
     AnnealedForcing,
     ConstantForcing,
@@ -10,9 +9,9 @@ from ._forcing import (
     jacobian_growth,
     loss,
 )
-from ._gtf_train import Training, TrainState, exponential_radam, train, train_step
-from ._lyapunov import lyapunov_exponent, lyapunov_exponents
-from ._plrnn import (
+from ._gtf.lyapunov import lyapunov_exponent, lyapunov_exponents
+from ._gtf.metrics import hellinger_spectrum, prediction_error, state_space_divergence
+from ._gtf.plrnn import (
     AbstractObservation,
     AbstractSimulator,
     IdentityObservation,
@@ -20,7 +19,8 @@ from ._plrnn import (
     ShallowPLRNN,
     orbit,
 )
-from ._recordings import FlowMap, Recording, load, lorenz63, lorenz63_field, lorenz96, lorenz96_field
+from ._gtf.recordings import FlowMap, Recording, load, lorenz63, lorenz63_field, lorenz96, lorenz96_field
+from ._gtf.train import Training, TrainState, exponential_radam, train, train_step
 
 
 __all__ = [

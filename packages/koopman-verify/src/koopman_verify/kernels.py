@@ -1,7 +1,7 @@
 """Kernels, their matrices, and the scales and bounds that go with them."""
 
-from ._kernel_factor import rounding
-from ._kernels import (
+from ._kernels.kernel_factor import rounding
+from ._kernels.kernels import (
     AbstractKernel,
     Gaussian,
     Laplacian,

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from ._edmd import Eigenpairs
+from ._spectra.edmd import Eigenpairs
 
 
 if TYPE_CHECKING:

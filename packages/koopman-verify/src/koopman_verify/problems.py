@@ -1,6 +1,6 @@
 """Named systems with their exact answers, rules of quadrature, and generators of data."""
 
-from ._problems_base import (
+from ._problems.base import (
     SpectralProblem,
     System,
     equispaced,
@@ -10,7 +10,7 @@ from ._problems_base import (
     trajectory,
     trapezoid,
 )
-from ._problems_flows import (
+from ._problems.flows import (
     Flow,
     duffing,
     duffing_snapshots,
@@ -20,7 +20,7 @@ from ._problems_flows import (
     rossler,
     van_der_pol,
 )
-from ._problems_maps import (
+from ._problems.maps import (
     blaschke,
     cat,
     cat_density,
@@ -33,7 +33,7 @@ from ._problems_maps import (
     rotation,
     tent,
 )
-from ._problems_random import StochasticSystem, lazy_random_walk, noisy_logistic, ornstein_uhlenbeck, rogers_szego
+from ._problems.random import StochasticSystem, lazy_random_walk, noisy_logistic, ornstein_uhlenbeck, rogers_szego
 
 
 __all__ = [

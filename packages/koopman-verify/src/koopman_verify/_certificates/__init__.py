@@ -1,0 +1,1 @@
+"""What finite data may claim of a candidate, whichever library found it."""

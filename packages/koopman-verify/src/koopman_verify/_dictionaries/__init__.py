@@ -1,0 +1,1 @@
+"""Observables: what is known of each function, and how functions are put together or learned."""

@@ -1,0 +1,302 @@
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.scipy.linalg as jsp
+from jaxtyping import Array, Float, Inexact
+
+from .snapshots import Kind, Snapshots
+from .triangle import settled, sharded_triangle_of, triangle_of
+
+
+Dictionary: TypeAlias = Callable[[Any], Any]
+Space: TypeAlias = Literal["L2", "rkhs"]
+Operator: TypeAlias = Literal["koopman", "perron-frobenius"]
+
+_WITNESSES = 64  # training states that a factor remembers, so that they are recognised in a hold-out set
+
+
+class Factor(eqx.Module):
+    r"""The Koopman operator on the span of a dictionary, and what it throws out of it, in orthonormal coordinates.
+
+    From the joint factorisation
+
+    $$W^{1/2}\,[\Psi_X\ \Psi_Y] = Q\begin{bmatrix}R_{11} & R_{12}\\ 0 & R_{22}\end{bmatrix}$$
+
+    come $A = R_{12}R_{11}^{-1}$, the compression of $K$ to the span $V_N$, and $B = R_{22}R_{11}^{-1}$, with
+    $\lVert Bu\rVert = \lVert(I-P)Kg\rVert$ for the function $g$ of coordinates $u$. A residual is the norm of a vector,
+    $\lVert[(A-z)u;\,Bu]\rVert$, and never the root of a difference, which would lose half of the digits.
+
+    Made by [`koopman_verify.factor`][].
+
+    **Attributes:**
+
+    - `A`: the compression `[r, r]`; real if the dictionary is.
+    - `B`: the part outside of the span, `[s, r]`.
+    - `basis`: `[N, r]`: coordinates $u$ are those of the function $\sum_j\psi_j v_j$ with $v$ = `basis @ u`.
+    - `R11`: `[N, N]`, with $\lVert R_{11}v\rVert$ the norm of the function with coefficients $v$.
+    - `cond`: the condition number of $W^{1/2}\Psi_X$ with columns of length one, on the part that was kept.
+    - `scales`: norms of $R_{11}$, $R_{12}$, $R_{22}$ and of the inverse of $R_{11}$, the columns scaled alike: what
+        rounding errors are measured by.
+    - `witnesses`: some training states `[k, d]`, by which [`koopman_verify.certify`][] recognises data that was used.
+    - `num_snapshots`, `kind`: $M$ and where the snapshots came from. `space`, `operator`: `"L2"` and `"koopman"`, or
+        what a kernel factor speaks of.
+    - `rank`, `size`: $r$ and $N$.
+
+    !!! Example
+
+        ```python
+        factor = koopman_verify.factor(Fourier(range(-8, 9)), snapshots)
+        print(factor.rank, factor.cond, factor.isometry_defect)
+        ```
+    """
+
+    dictionary: Dictionary
+    A: Inexact[Array, "r r"]
+    B: Inexact[Array, "s r"]
+    basis: Inexact[Array, "N r"]
+    R11: Inexact[Array, "N N"]
+    cond: Float[Array, ""]
+    num_snapshots: int = eqx.field(static=True)
+    kind: Kind = eqx.field(static=True)
+    scales: Float[Array, "4"] | None = None
+    witnesses: Float[Array, "k d"] | None = None
+    space: Space = eqx.field(static=True, default="L2")
+    operator: Operator = eqx.field(static=True, default="koopman")
+
+    @property
+    def size(self) -> int:
+        """The number of functions in the dictionary, $N$."""
+        return self.basis.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """The dimension of the space that was kept, $r$."""
+        return self.A.shape[0]
+
+    @property
+    def isometry_defect(self) -> Float[Array, ""]:
+        r"""$\lVert A^*A + B^*B - I\rVert_2$: zero for a measure-preserving map and exact integrals."""
+        gram = self.A.conj().T @ self.A + self.B.conj().T @ self.B
+        return jnp.linalg.norm(gram - jnp.eye(self.rank, dtype=gram.dtype), 2)
+
+    def rounding(self, z: Inexact[Array, "*k"]) -> Float[Array, "*k"]:
+        r"""Return the allowance $\tau(z)$ for rounding errors in a residual at $z$.
+
+        $\tau = 4\sqrt N\,\mathrm{eps}\,(\lVert R_{12}\rVert + \lVert R_{22}\rVert + |z|\lVert R_{11}\rVert)
+        \lVert R_{11}^{-1}\rVert$: the backward error of the QR factorisation, carried to orthonormal coordinates. Errors
+        in the dictionary's own values are not in it.
+        """
+        eps = jnp.finfo(self.cond.dtype).eps
+        if self.scales is None:
+            r11, r12, r22, inverse = jnp.ones(()), jnp.linalg.norm(self.A, 2), jnp.linalg.norm(self.B, 2), self.cond
+        else:
+            r11, r12, r22, inverse = self.scales
+        growth = 4 * math.sqrt(self.size) * float(eps)
+        return growth * (r12 + r22 + jnp.abs(z) * r11) * inverse
+
+    def residual(self, z: Inexact[Array, " k"], u: Inexact[Array, "r k"]) -> Float[Array, " k"]:
+        r"""Return $\lVert(K-z_j)g_j\rVert/\lVert g_j\rVert$ for functions $g_j$ of coordinates $u_j$ (columns)."""
+        u, z = promoted(u, z)
+        a, b = self.A.astype(u.dtype), self.B.astype(u.dtype)
+        stacked = jnp.concatenate([a @ u - u * z[None], b @ u])
+        return jnp.linalg.norm(stacked, axis=0) / jnp.linalg.norm(u, axis=0)
+
+
+def promoted(*arrays: Any) -> tuple[Array, ...]:
+    """Bring arrays to their common dtype, where strict promotion would refuse."""
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*arrays)
+    return tuple(jnp.asarray(a, dtype) for a in arrays)
+
+
+def factor(
+    dictionary: Dictionary,
+    snapshots: Snapshots | Iterable[Snapshots],
+    *,
+    rank_tol: float | None = None,
+    block: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Factor:
+    r"""Factorise the weighted snapshot matrices of a dictionary: the ground of everything else here.
+
+    **Arguments:**
+
+    - `dictionary`: a callable from one state `[d]` to $N$ values, real or complex.
+    - `snapshots`: [`koopman_verify.Snapshots`][], or an iterable of them (blocks of one long data set, of any lengths;
+        equal lengths compile once), which is consumed one block at a time: memory is $O(N^2)$ and one block.
+    - `rank_tol`: functions that depend linearly on each other are an error, unless this is given: then the directions
+        whose singular value (columns of length one) is at most `rank_tol` times the largest are left out, and the rank
+        that is kept is the factor's `rank`. A shape is decided by values, so not under `jit`.
+    - `block`: the number of rows that are factorised at once; by default everything up to 64 MiB.
+    - `mesh`: devices over which the rows are split. The answer is the same up to rounding.
+
+    **Returns:** a [`koopman_verify.Factor`][].
+
+    **Raises:** `ValueError` if there are no more snapshots than functions, or the functions depend on each other on the
+    snapshots; a run-time error if a value of the dictionary is not finite.
+
+    ??? cite "Reference"
+
+        Colbrook and Townsend, *Rigorous data-driven computation of spectral properties of Koopman operators*,
+        arXiv:2111.14889, gives the residual; the factorisation in place of its Gram matrices is ours.
+
+    !!! Example
+
+        ```python
+        x = 2 * jnp.pi * jnp.arange(64)[:, None] / 64
+        koopman_verify.factor(Fourier(range(-8, 9)), Snapshots(x, x + 1.0, kind="quadrature")).rank
+        ```
+    """
+    if block is not None and block < 1:
+        raise ValueError(f"`block` must be positive; got {block}")
+    if isinstance(snapshots, Snapshots):
+        first, num = snapshots, snapshots.num_snapshots
+        _check_num(dictionary, first, num)
+        if mesh is None:
+            triangle = triangle_of(dictionary, first, block=block)
+        else:
+            triangle = sharded_triangle_of(dictionary, first, block=block, mesh=mesh)
+    else:
+        if mesh is not None:
+            raise ValueError("`mesh` splits one `Snapshots` over devices; got an iterable of blocks as well")
+        triangle, first, num = _consume(dictionary, snapshots, block)
+        _check_num(dictionary, first, num)
+    if first.weights is None:
+        triangle = triangle / math.sqrt(num)
+    parts = _coordinates(triangle) if rank_tol is None else _truncated(triangle, rank_tol)
+    return Factor(dictionary=dictionary, num_snapshots=num, kind=first.kind, witnesses=witnesses_of(first.x), **parts)
+
+
+def witnesses_of(x: Float[Array, "M d"]) -> Float[Array, "w d"]:
+    """Return a few of the training states, by which they are recognised in a hold-out set."""
+    return x[:: max(1, len(x) // _WITNESSES)][:_WITNESSES]
+
+
+def evaluate(dictionary: Dictionary, x: Float[Array, "M d"]) -> Inexact[Array, "M N"]:
+    """Return the dictionary's values at every state."""
+    return jax.vmap(dictionary)(x)
+
+
+def _size(dictionary: Dictionary, like: Snapshots) -> int:
+    out = jax.eval_shape(dictionary, jax.ShapeDtypeStruct(like.x.shape[1:], like.x.dtype))
+    if not (hasattr(out, "shape") and len(out.shape) == 1 and jnp.issubdtype(out.dtype, jnp.inexact)):
+        raise ValueError(
+            f"`dictionary` must map a state of shape {list(like.x.shape[1:])} to values of shape [N], real or complex; "
+            f"got {out}"
+        )
+    return out.shape[0]
+
+
+def _check_num(dictionary: Dictionary, like: Snapshots, num: int) -> None:
+    size = _size(dictionary, like)
+    if num <= size:
+        raise ValueError(
+            f"`snapshots` must hold more pairs than `dictionary` has functions; got M = {num} for N = {size}. With "
+            "M <= N every residual is zero, and means nothing. For a certificate, M >= 10 N is advised."
+        )
+
+
+def _consume(dictionary: Dictionary, stream: Iterable[Snapshots], block: int | None) -> tuple[Array, Snapshots, int]:
+    triangle, first, num = None, None, 0
+    for piece in stream:
+        if not isinstance(piece, Snapshots):
+            raise TypeError(f"`snapshots` must be a `Snapshots` or an iterable of them; met {type(piece).__name__}")
+        if first is None:
+            first = piece
+        if (piece.weights is None) != (first.weights is None) or piece.kind != first.kind:
+            raise ValueError("`snapshots`: all blocks must be of one kind, and either all or none must have weights")
+        triangle = triangle_of(dictionary, piece, block=block, start=triangle)
+        num += piece.num_snapshots
+    if triangle is None or first is None:
+        raise ValueError("`snapshots` is an iterable without a single block")
+    return triangle, first, num
+
+
+def _column_lengths(r11: Array) -> Array:
+    """Return the lengths of the columns as a row in the dtype of the matrix; one where a column is zero."""
+    lengths = jnp.linalg.norm(r11, axis=0, keepdims=True)
+    return jnp.where(lengths == 0, jnp.ones_like(lengths), lengths).astype(r11.dtype)
+
+
+def _split(triangle: Array) -> tuple[Array, Array, Array]:
+    n = triangle.shape[1] // 2
+    return triangle[:n, :n], triangle[:n, n:], triangle[n:, n:]
+
+
+@eqx.filter_jit
+def _spectrum_of_columns(triangle: Array) -> tuple[Array, Array]:
+    r11, _, _ = _split(triangle)
+    lengths = _column_lengths(r11)
+    return jnp.linalg.svd(r11 / lengths, compute_uv=False), lengths
+
+
+def _norms(r11: Array, r12: Array, r22: Array, lengths: Array, smallest: Array) -> Array:
+    # Frobenius norms: a bound on the spectral ones, without three more decompositions.
+    root = math.sqrt(r11.shape[0])
+    return jnp.stack([*(jnp.linalg.norm(r / lengths) / root for r in (r11, r12, r22)), root / smallest])
+
+
+def _coordinates(triangle: Array) -> dict[str, Array]:
+    """Return the operator in the coordinates $u = R_{11}v$, if the functions are independent."""
+    triangle = settled(triangle)
+    sigma, lengths = _spectrum_of_columns(triangle)
+    n, eps = len(sigma), float(jnp.finfo(sigma.dtype).eps)
+    finite, full = jnp.all(jnp.isfinite(sigma)), sigma[-1] > 2 * n * eps * sigma[0]
+    if not isinstance(sigma, jax.core.Tracer):
+        _raise_unless(bool(finite), bool(full), sigma, 2 * n * eps)
+    else:
+        # On the triangle, which everything depends on: a check of what is not used is not made.
+        triangle = eqx.error_if(triangle, ~finite, _NONFINITE)
+        triangle = eqx.error_if(
+            triangle, ~full, "`dictionary`: its functions depend linearly on each other on `snapshots`."
+        )
+    return _solve(triangle, sigma, lengths)
+
+
+@eqx.filter_jit
+def _solve(triangle: Array, sigma: Array, lengths: Array) -> dict[str, Array]:
+    r11, r12, r22 = _split(triangle)
+    right = lambda r: jsp.solve_triangular(r11, r.T, trans="T").T
+    basis = jsp.solve_triangular(r11, jnp.eye(len(sigma), dtype=r11.dtype))
+    scales = _norms(r11, r12, r22, lengths, sigma[-1])
+    return dict(A=right(r12), B=right(r22), basis=basis, R11=r11, cond=sigma[0] / sigma[-1], scales=scales)
+
+
+def _truncated(triangle: Array, rank_tol: float) -> dict[str, Array]:
+    """Return the operator on the directions whose singular value is above `rank_tol` times the largest."""
+    if isinstance(triangle, jax.core.Tracer):
+        raise TypeError("`rank_tol` decides a shape from values: call `factor` outside of `jit`, or leave it out")
+    if not 0 < rank_tol < 1:
+        raise ValueError(f"`rank_tol` must be between 0 and 1; got {rank_tol}")
+    r11, r12, r22 = _split(triangle)
+    lengths = _column_lengths(r11)
+    if not bool(jnp.all(jnp.isfinite(triangle))):
+        raise ValueError(_NONFINITE)
+    left, sigma, right = jnp.linalg.svd(r11 / lengths)
+    rank = int(jnp.sum(sigma > rank_tol * sigma[0]))
+    basis = (right[:rank] / sigma[:rank, None].astype(right.dtype)).conj().T / lengths.T
+    image = left.conj().T @ (r12 @ basis)
+    # What leaves the smaller space is outside of it too.
+    outside = jnp.linalg.qr(jnp.concatenate([image[rank:], r22 @ basis]), mode="r")
+    scales = _norms(r11, r12, r22, lengths, sigma[rank - 1])
+    return dict(A=image[:rank], B=outside, basis=basis, R11=r11, cond=sigma[0] / sigma[rank - 1], scales=scales)
+
+
+_NONFINITE = "`dictionary` returned a value that is not finite on `snapshots` (or the map `y` left its domain)."
+
+
+def _raise_unless(finite: bool, full: bool, sigma: Array, tolerance: float) -> None:
+    if not finite:
+        raise ValueError(_NONFINITE)
+    if not full:
+        rank = int(jnp.sum(sigma > tolerance * sigma[0]))
+        raise ValueError(
+            f"`dictionary`: {len(sigma)} functions span only {rank} dimensions on `snapshots` (smallest singular value "
+            f"{float(sigma[-1] / sigma[0]):.1e} of the largest). Likely causes: dependent functions, or repeated "
+            f"snapshots. Take fewer functions, or pass `rank_tol` (say {max(1e-10, 10 * tolerance):.0e}) to leave the "
+            "dependent directions out."
+        )

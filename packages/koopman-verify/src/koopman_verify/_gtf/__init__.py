@@ -1,0 +1,1 @@
+"""Simulators learned by generalised teacher forcing, and how to measure them."""

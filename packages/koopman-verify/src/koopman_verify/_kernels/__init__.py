@@ -1,0 +1,1 @@
+"""Kernels, and the factor that finitely many snapshots give exactly in their spaces."""

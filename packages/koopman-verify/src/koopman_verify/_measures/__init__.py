@@ -1,0 +1,1 @@
+"""Spectral measures of measure-preserving systems, and averages along orbits."""

@@ -1,0 +1,1 @@
+"""Candidates for the spectrum, each with a residual: eigenpairs, pseudospectra, points of a grid."""
