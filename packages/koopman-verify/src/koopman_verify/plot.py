@@ -201,7 +201,7 @@ def disc_map(map_fn: Any, x: Any = None, *, num_arcs: int = 9, ax: Axes | None =
 
     **Arguments:**
 
-    - `map_fn`: the map, `[2]` to `[2]`, in JAX: those of [`koopman_verify.adversary`][], for instance.
+    - `map_fn`: the map, `[2]` to `[2]`, in JAX: those of `koopman_verify.adversary`, for instance.
     - `x`: points `[m, 2]` to mark.
     - `num_arcs`: the number of quarter circles.
     - `ax`: the axes to draw on; `None` is the current ones.
