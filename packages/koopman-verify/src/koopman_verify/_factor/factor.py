@@ -260,10 +260,14 @@ def _coordinates(triangle: Array) -> dict[str, Array]:
 @eqx.filter_jit
 def _solve(triangle: Array, sigma: Array, lengths: Array) -> dict[str, Array]:
     r11, r12, r22 = _split(triangle)
-    right = lambda r: jsp.solve_triangular(r11, r.T, trans="T").T
-    basis = jsp.solve_triangular(r11, jnp.eye(len(sigma), dtype=r11.dtype))
+    n = len(r11)
+    # One solve for all three, which waits for the singular values. Under `vmap` JAX's CPU backend runs each batched LAPACK
+    # call on a worker of the pool whose other workers it waits for: as many independent calls as workers lock up.
+    full = jnp.where(jnp.isfinite(sigma[-1]), r11, jnp.nan)
+    rows = jnp.concatenate([r12, r22, jnp.eye(n, dtype=r11.dtype)])
+    solved = jsp.solve_triangular(full, rows.T, trans="T").T
     scales = _norms(r11, r12, r22, lengths, sigma[-1])
-    return dict(A=right(r12), B=right(r22), basis=basis, R11=r11, cond=sigma[0] / sigma[-1], scales=scales)
+    return dict(A=solved[:n], B=solved[n:-n], basis=solved[-n:], R11=r11, cond=sigma[0] / sigma[-1], scales=scales)
 
 
 def _truncated(triangle: Array, rank_tol: float) -> dict[str, Array]:
