@@ -220,23 +220,32 @@ def _from_holdout(
     measure_preserving: bool,
 ) -> Certificate:
     _check_holdout(pairs, holdout)
-    values = pointwise(pairs, holdout)
     independent = holdout.kind == "iid"
-    block = 1 if independent else _block(values, block)
-    num = len(values.n) // block
-    if num < 2:
-        raise ValueError(f"`holdout` must hold at least two independent snapshots or blocks; got {num}")
+    if holdout.num_snapshots < 2:
+        raise ValueError(
+            f"`holdout` must hold at least two independent snapshots or blocks; got {holdout.num_snapshots}"
+        )
     suprema = None if holdout.weights is not None else _suprema(pairs, bound)
     if method == "bernstein" and (suprema is None or not independent):
         raise ValueError(
             "`method='bernstein'` needs a bounded dictionary (`supremum()`) or `bound`, and independent snapshots without "
             "weights"
         )
+    if block is not None and not independent:
+        _check_block(holdout.num_snapshots, block)
+    values = pointwise(pairs, holdout)
+    block = 1 if independent else _block(values) if block is None else block
+    num = len(values.n) // block
     if independent:
         evidence = [f"stated: {num} hold-out snapshots are independent draws from the measure"]
     else:
         evidence = [f"measured: {num} blocks of {block} consecutive snapshots are treated as independent"]
     evidence.append(f"level {level:g} is shared by {2 * len(pairs)} bounds (union bound)")
+    unseen = math.log(2 * len(pairs) / (1 - level)) / num
+    evidence.append(
+        f"stated, for bounds that are not rigorous: nothing that matters happens only on a set of measure below {unseen:.1e}, "
+        "which these snapshots may have missed"
+    )
     if pairs.witnesses is None:
         evidence.append("stated: the hold-out set was not used in the fit (the pairs hold no states to check it by)")
     else:
@@ -311,18 +320,21 @@ def _check_holdout(pairs: Eigenpairs, holdout: Snapshots) -> None:
         raise ValueError("`holdout` holds states that the fit has used: a bound needs snapshots that it has not seen")
 
 
-def _block(values: Pointwise, block: int | None) -> int:
-    """Return the length of the blocks of a trajectory."""
-    if block is None:
-        if isinstance(values.n, Tracer):
-            raise TypeError("the length of the blocks is decided by values: outside of `jit`, or pass `block`")
-        block = max(1, math.ceil(5 * float(_longest(values))))
-    if not 1 <= block <= len(values.n) // 2:
-        raise ValueError(
-            f"`holdout` is a trajectory of {len(values.n)} snapshots, too short for two blocks of {block} (five "
-            "decorrelation times): take a longer one, or `block`"
-        )
+def _block(values: Pointwise) -> int:
+    """Return the length of the blocks of a trajectory: five decorrelation times."""
+    if isinstance(values.n, Tracer):
+        raise TypeError("the length of the blocks is decided by values: outside of `jit`, or pass `block`")
+    block = max(1, math.ceil(5 * float(_longest(values))))
+    _check_block(len(values.n), block)
     return block
+
+
+def _check_block(num: int, block: int) -> None:
+    if not 1 <= block <= num // 2:
+        raise ValueError(
+            f"`holdout` is a trajectory of {num} snapshots, too short for two blocks of {block} (five decorrelation times): "
+            "take a longer one, or `block`"
+        )
 
 
 @eqx.filter_jit

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 
 _STEPS = 60  # of the search for a bound: first to bracket it, then halvings
+_FADES = 3  # times its variance is that of the difference, from where on the skewness of a part counts less
 _FARTHEST = 2.0**14  # in widths of the interval at the ratio itself: beyond it there is no upper bound
 
 
@@ -94,23 +95,29 @@ def asymptotic(
     Hall's transformation of the t statistic, $g(T) = T + \gamma T^2/(3\sqrt M) + \gamma^2T^3/(27M) +
     \gamma/(6\sqrt M)$, is close to normal to second order; it is inverted in closed form. Three things err on the safe
     side, because a sample underrates a heavy tail: the wider of the corrected and the plain bound is taken; the skewness
-    is doubled; and it is that of $n - cd$ or that of $n$ (for the lower bound, of $d$), whichever is larger, since in the
-    difference the tails of both can cancel while each is missed by the sample. The correction grows to a factor of four
-    and stays there (left alone it would shrink again, where the expansion has lost its meaning).
+    is doubled; and it is that of $n - cd$ or that of $n$ (for the lower bound, of $cd$), whichever is larger, since in the
+    difference the tails of both can cancel while each is missed by the sample. The second fades where the variance of the
+    difference is more than three times that of $n$, that is, where $n$ hardly matters. The correction grows to a factor
+    of four and stays there (left alone it would shrink again, where the expansion has lost its meaning).
 
     `inflation` multiplies the variance (for samples that are not quite independent).
     """
     q, root = student_quantile(1 - miss, m.num), math.sqrt(m.num)
     own_n, own_d = m.own_skewness()
+    share = lambda part, whole: (
+        jnp.where(part < whole / _FADES, _FADES * part / jnp.where(whole > 0, whole, 1), 1) ** 1.5
+    )
 
     def width(c: Array, side: Array) -> Array:
-        g = 2 * jnp.maximum(side * m.skewness(c), jnp.where(side > 0, own_n, own_d)) / root
+        whole = m.variance(c)
+        own = jnp.where(side > 0, own_n * share(m.second[0], whole), own_d * share(c**2 * m.second[2], whole))
+        g = 2 * jnp.maximum(side * m.skewness(c), own) / root
         g = jnp.minimum(g, 1.12 / q)  # where the corrected quantile is largest
         safe = jnp.where(jnp.abs(g) > 1e-6, g, 1)
         # Upper limit: mean - (s/sqrt M) g^{-1}(-q); for the lower limit the variable changes its sign.
         inverse = 3 * (jnp.cbrt(1 + safe * (-q - g / 6)) - 1) / safe
         factor = jnp.where(jnp.abs(g) > 1e-6, jnp.maximum(-inverse, q), q)
-        return factor * jnp.sqrt(inflation * m.variance(c) / m.num)
+        return factor * jnp.sqrt(inflation * whole / m.num)
 
     # From below the mean of a variable that is not negative is never underrated by its skewness.
     return _both(m, width, m.d > q * jnp.sqrt(inflation) * m.spread())
