@@ -83,12 +83,15 @@ class Factor(eqx.Module):
         gram = self.A.conj().T @ self.A + self.B.conj().T @ self.B
         return jnp.linalg.norm(gram - jnp.eye(self.rank, dtype=gram.dtype), 2)
 
-    def rounding(self, z: Inexact[Array, "*k"]) -> Float[Array, "*k"]:
+    def rounding(self, z: Inexact[Array, "*k"], u: Inexact[Array, "..."] | None = None) -> Float[Array, "*k"]:
         r"""Return the allowance $\tau(z)$ for rounding errors in a residual at $z$.
 
         $\tau = 4\sqrt N\,\mathrm{eps}\,(\lVert R_{12}\rVert + \lVert R_{22}\rVert + |z|\lVert R_{11}\rVert)
         \lVert R_{11}^{-1}\rVert$: the backward error of the QR factorisation, carried to orthonormal coordinates. Errors
         in the dictionary's own values are not in it.
+
+        Of a kernel factor it is the largest value of any function; with coordinates `u`, `[r, k]`, that of the given
+        functions, see [`koopman_verify.kernels.rounding`][].
         """
         eps = jnp.finfo(self.cond.dtype).eps
         if self.scales is None:
@@ -96,7 +99,12 @@ class Factor(eqx.Module):
         else:
             r11, r12, r22, inverse = self.scales
         growth = 4 * math.sqrt(self.size) * float(eps)
-        return growth * (r12 + r22 + jnp.abs(z) * r11) * inverse
+        worst = growth * (r12 + r22 + jnp.abs(z) * r11) * inverse
+        if u is None or self.space != "rkhs":
+            return worst
+        basis, columns = promoted(self.basis, u)
+        share = jnp.linalg.norm(basis @ columns, axis=0) / jnp.linalg.norm(columns, axis=0)
+        return worst * share / jnp.linalg.norm(self.basis, 2)
 
     def residual(self, z: Inexact[Array, " k"], u: Inexact[Array, "r k"]) -> Float[Array, " k"]:
         r"""Return $\lVert(K-z_j)g_j\rVert/\lVert g_j\rVert$ for functions $g_j$ of coordinates $u_j$ (columns)."""
@@ -260,10 +268,14 @@ def _coordinates(triangle: Array) -> dict[str, Array]:
 @eqx.filter_jit
 def _solve(triangle: Array, sigma: Array, lengths: Array) -> dict[str, Array]:
     r11, r12, r22 = _split(triangle)
-    right = lambda r: jsp.solve_triangular(r11, r.T, trans="T").T
-    basis = jsp.solve_triangular(r11, jnp.eye(len(sigma), dtype=r11.dtype))
+    n = len(r11)
+    # One solve for all three, which waits for the singular values. Under `vmap` JAX's CPU backend runs each batched LAPACK
+    # call on a worker of the pool whose other workers it waits for: as many independent calls as workers lock up.
+    full = jnp.where(jnp.isfinite(sigma[-1]), r11, jnp.nan)
+    rows = jnp.concatenate([r12, r22, jnp.eye(n, dtype=r11.dtype)])
+    solved = jsp.solve_triangular(full, rows.T, trans="T").T
     scales = _norms(r11, r12, r22, lengths, sigma[-1])
-    return dict(A=right(r12), B=right(r22), basis=basis, R11=r11, cond=sigma[0] / sigma[-1], scales=scales)
+    return dict(A=solved[:n], B=solved[n:-n], basis=solved[-n:], R11=r11, cond=sigma[0] / sigma[-1], scales=scales)
 
 
 def _truncated(triangle: Array, rank_tol: float) -> dict[str, Array]:
