@@ -123,7 +123,9 @@ def test_blocks_and_streams_agree(dtype):
 
 def test_weighted_streams_agree():
     s, dictionary = plane(), Monomials(2, 2)
-    pieces = [Snapshots(s.x[a : a + 200], s.y[a : a + 200], s.weights[a : a + 200]) for a in (0, 200)]
+    assert s.weights is not None
+    x, y, w = (np.asarray(a) for a in (s.x, s.y, s.weights))
+    pieces = [Snapshots(x[a : a + 200], y[a : a + 200], w[a : a + 200]) for a in (0, 200)]
     assert same_operator(factor(dictionary, s), factor(dictionary, pieces))
 
 

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact
 
 from .snapshots import Kind, Snapshots
@@ -240,13 +241,13 @@ def _norms(r11: Array, r12: Array, r22: Array, lengths: Array, smallest: Array) 
     return jnp.stack([*(jnp.linalg.norm(r / lengths) / root for r in (r11, r12, r22)), root / smallest])
 
 
-def _coordinates(triangle: Array) -> dict[str, Array]:
+def _coordinates(triangle: Array) -> dict[str, Any]:
     """Return the operator in the coordinates $u = R_{11}v$, if the functions are independent."""
     triangle = settled(triangle)
     sigma, lengths = _spectrum_of_columns(triangle)
     n, eps = len(sigma), float(jnp.finfo(sigma.dtype).eps)
     finite, full = jnp.all(jnp.isfinite(sigma)), sigma[-1] > 2 * n * eps * sigma[0]
-    if not isinstance(sigma, jax.core.Tracer):
+    if not isinstance(sigma, Tracer):
         _raise_unless(bool(finite), bool(full), sigma, 2 * n * eps)
     else:
         # On the triangle, which everything depends on: a check of what is not used is not made.
@@ -258,7 +259,7 @@ def _coordinates(triangle: Array) -> dict[str, Array]:
 
 
 @eqx.filter_jit
-def _solve(triangle: Array, sigma: Array, lengths: Array) -> dict[str, Array]:
+def _solve(triangle: Array, sigma: Array, lengths: Array) -> dict[str, Any]:
     r11, r12, r22 = _split(triangle)
     right = lambda r: jsp.solve_triangular(r11, r.T, trans="T").T
     basis = jsp.solve_triangular(r11, jnp.eye(len(sigma), dtype=r11.dtype))
@@ -266,9 +267,9 @@ def _solve(triangle: Array, sigma: Array, lengths: Array) -> dict[str, Array]:
     return dict(A=right(r12), B=right(r22), basis=basis, R11=r11, cond=sigma[0] / sigma[-1], scales=scales)
 
 
-def _truncated(triangle: Array, rank_tol: float) -> dict[str, Array]:
+def _truncated(triangle: Array, rank_tol: float) -> dict[str, Any]:
     """Return the operator on the directions whose singular value is above `rank_tol` times the largest."""
-    if isinstance(triangle, jax.core.Tracer):
+    if isinstance(triangle, Tracer):
         raise TypeError("`rank_tol` decides a shape from values: call `factor` outside of `jit`, or leave it out")
     if not 0 < rank_tol < 1:
         raise ValueError(f"`rank_tol` must be between 0 and 1; got {rank_tol}")
