@@ -86,10 +86,10 @@ def test_the_jacobian_is_that_of_automatic_differentiation(clipped, dtype, norma
 
 
 def test_the_first_weights_are_in_their_ranges(getkey):
-    model = gtf.ShallowPLRNN(4, 25, key=getkey())
-    assert float(jnp.max(jnp.abs(model.W1))) <= 1 / 5
-    assert float(jnp.max(jnp.abs(model.W2))) <= 1 / 2
-    assert bool(jnp.all((model.A > 0) & (model.A <= 1)))
+    model = gtf.ShallowPLRNN(3, 30, key=getkey(), dtype=jnp.float32)  # as in the training below: one program
+    assert 0.8 < np.abs(model.W1).max() * 30**0.5 <= 1
+    assert 0.8 < np.abs(model.W2).max() * 3**0.5 <= 1
+    assert np.all((np.asarray(model.A) > 0) & (np.asarray(model.A) <= 1))
 
 
 def every_jacobian(model: gtf.ShallowPLRNN) -> float:
@@ -348,7 +348,7 @@ def test_the_divergence_of_histograms_is_that_of_numpy(normal):
 
 def test_the_divergence_counts_what_is_far_away_or_not_finite_as_missing(normal):
     x = np.array(normal((500, 2)))
-    divergence = lambda x, y: float(gtf.state_space_divergence(jnp.asarray(x), jnp.asarray(y)))
+    divergence = lambda x, y: float(gtf.state_space_divergence(jnp.asarray(x), jnp.asarray(y), bins=8, smoothing=0.01))
     close, far = divergence(x, x[:250]), divergence(x, x[:250] + 1e6)
     assert far == divergence(x, np.full((250, 2), np.nan))
     assert far > 3 * close > 0
@@ -390,7 +390,7 @@ def test_the_distance_of_spectra_is_that_of_scipy(dtype, normal):
     value = gtf.hellinger_spectrum(x, y, sigma=5.0)
     assert value.dtype == dtype
     np.testing.assert_allclose(value, expected, rtol=1e-3 if dtype == jnp.float32 else 1e-10)
-    assert gtf.hellinger_spectrum(x, x) == 0
+    assert gtf.hellinger_spectrum(x, x, sigma=5.0) == 0
 
 
 def test_the_distance_of_spectra_is_in_the_unit_interval(normal):
@@ -569,11 +569,14 @@ def test_training_on_the_lorenz_system_learns_its_attractor(capsys):
     assert training.stats["num_steps"] == 1150
     assert training.loss.shape == training.alpha.shape == (1150,)
     assert "step   1150" in capsys.readouterr().err
-    assert float(jnp.mean(training.loss[-50:])) < 0.05 * float(jnp.mean(training.loss[:5]))
-    assert float(training.alpha[-1]) < 0.5
+    losses = np.asarray(training.loss)
+    assert losses[-50:].mean() < 0.05 * losses[:5].mean()
+    assert np.asarray(training.alpha)[-1] < 0.5
+
+    start = np.asarray(recording.values)[0]
 
     def divergence(model):
-        return float(gtf.state_space_divergence(recording.values, model.orbit(recording.values[0], 3999)))
+        return float(gtf.state_space_divergence(recording.values, model.orbit(jnp.asarray(start), 3999)))
 
     assert divergence(training.value) < 0.5 * divergence(model)
 
@@ -602,11 +605,10 @@ def test_a_training_step_is_a_step_of_the_optimiser(normal):
     def objective(m):
         return gtf.loss(m, batch, 0.4) + 0.01 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(m))
 
-    expected = jax.tree.map(
-        lambda p, g: np.asarray(p) - 0.1 * np.asarray(g), model, jax.jit(jax.grad(objective))(model)
-    )
-    assert tree_allclose(new.model, expected, rtol=1e-12)
-    assert tree_allclose(error, gtf.loss(model, batch, 0.4))
+    gradient = jax.jit(jax.grad(objective))(model)
+    for found, before, slope in zip(*map(jax.tree.leaves, (new.model, model, gradient)), strict=True):
+        np.testing.assert_allclose(found, np.asarray(before) - 0.1 * np.asarray(slope), rtol=1e-12)
+    np.testing.assert_allclose(error, gtf.loss(model, batch, 0.4), rtol=1e-13)
 
 
 def test_training_learns_an_observation_with_the_model(getkey, normal):

@@ -251,7 +251,7 @@ def _record(
         raise ValueError(f"`noise` must not be negative; got {noise}")
     flow = FlowMap(field, dt, max(1, int(np.ceil(dt / 0.01 - 1e-9))))
     values = _values(flow, centre, key, num, noise, burn_in)
-    if not bool(jnp.all(jnp.isfinite(values))):
+    if not np.all(np.isfinite(np.asarray(values))):
         raise ValueError(f"the orbit diverges: `dt` = {dt} is too large")
     return _recording(values, dt)
 
