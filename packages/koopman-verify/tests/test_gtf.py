@@ -508,7 +508,8 @@ def test_standardised_recordings_can_be_restored():
     standard = recording.standardised().standardised()
     np.testing.assert_allclose(np.mean(np.asarray(standard.values), 0), 0, atol=1e-12)
     np.testing.assert_allclose(np.std(np.asarray(standard.values), 0), 1, rtol=1e-12)
-    np.testing.assert_allclose(standard.restore(standard.values), recording.values, rtol=1e-12)
+    # Shifting by the mean leaves errors relative to the spread (about 8), however small a single value is.
+    np.testing.assert_allclose(standard.restore(standard.values), recording.values, rtol=0, atol=1e-13)
 
 
 def test_recordings_are_read_from_files(tmp_path, normal):

@@ -169,10 +169,8 @@ def test_float32_and_batches(gradients):
 
 def test_gradients_through_the_residuals_of_edmd():
     f = lambda p: edmd(factor(Family(p), snapshots())).residuals.sum()
-    value, gradient = jax.jit(jax.value_and_grad(f))(P)
-    at = jax.jit(f)
-    np.testing.assert_allclose(value, at(P), rtol=1e-12)
-    np.testing.assert_allclose(gradient, differences(at, P), rtol=1e-6)
+    both = jax.jit(jax.value_and_grad(f))
+    np.testing.assert_allclose(both(P)[1], differences(lambda p: both(p)[0], P), rtol=1e-6)
 
 
 def test_an_eigenpair_of_two_by_two_matches_its_closed_form():
