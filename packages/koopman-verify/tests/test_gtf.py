@@ -475,7 +475,7 @@ def test_recordings_of_the_lorenz_systems(dtype):
     flow = gtf.FlowMap(gtf.lorenz63_field, 0.01)
     values = np.asarray(recording.values)
     np.testing.assert_allclose(
-        eqx.filter_jit(jax.vmap(flow))(jnp.asarray(values[:-1])), values[1:], rtol=1e-4, atol=1e-3
+        eqx.filter_jit(lambda x: jax.vmap(flow)(x))(jnp.asarray(values[:-1])), values[1:], rtol=1e-4, atol=1e-3
     )
     noisy = np.asarray(gtf.lorenz63(jr.key(0), 500, 0.05, dtype=dtype).values)
     np.testing.assert_allclose(np.std(noisy - values, axis=0) / np.std(values, axis=0), 0.05, rtol=0.1)

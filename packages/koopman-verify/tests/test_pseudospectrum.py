@@ -132,7 +132,7 @@ def test_functions_have_the_residual_that_is_reported(method):
     assert np.array_equal(pairs.eigenvalues, z)
     # By quadrature, from the functions' own values.
     x = np.asarray(circle(200))
-    values = eqx.filter_jit(jax.vmap(pairs.functions))
+    values = eqx.filter_jit(lambda at: jax.vmap(pairs.functions)(at))
     g, image = (np.asarray(values(jnp.asarray(at))) for at in (x, x + 1.0))
     residual = np.sqrt(np.mean(np.abs(image - g * z) ** 2, 0) / np.mean(np.abs(g) ** 2, 0))
     np.testing.assert_allclose(residual, pairs.residuals, atol=1e-13)

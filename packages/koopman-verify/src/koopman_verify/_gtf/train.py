@@ -292,8 +292,8 @@ def _check_fit(model: AbstractSimulator, observation: AbstractObservation, recor
 def _finish(state: TrainState, losses: np.ndarray, alphas: np.ndarray, failed: np.ndarray, throw: bool) -> Training:
     result = RESULTS.where(state.failed, RESULTS.nonfinite, RESULTS.successful)  # pyright: ignore[reportArgumentType]
     num_steps = len(losses) - int(np.sum(failed))
-    losses, alphas = (jnp.asarray(x[: num_steps + 1]) for x in (losses, alphas))
-    training = Training(state.model, state.observation, result, {"num_steps": num_steps}, losses, alphas)
+    course = [jnp.asarray(x[: num_steps + 1]) for x in (losses, alphas)]
+    training = Training(state.model, state.observation, result, {"num_steps": num_steps}, *course)
     if throw and bool(state.failed):
         raise RuntimeError(
             f"training stopped after {num_steps} steps, as a loss or a gradient was not finite. Likely causes: too little "

@@ -61,12 +61,14 @@ class Spectrum(eqx.Module):
     @property
     def points(self) -> Complex[Array, " p"]:
         """The selected points of the grid."""
-        return self.grid[self._mask()]
+        mask = self._mask()
+        return jnp.asarray(np.asarray(self.grid)[mask])
 
     @property
     def bounds(self) -> Float[Array, " p"]:
         """The bound at each of `points`."""
-        return self.distances[self._mask()]
+        mask = self._mask()
+        return jnp.asarray(np.asarray(self.distances)[mask])
 
     @property
     def kind(self) -> Literal["exact", "quadrature", "training"]:
