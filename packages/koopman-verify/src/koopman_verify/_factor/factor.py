@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact
 
@@ -278,12 +279,24 @@ def _truncated(triangle: Array, rank_tol: float) -> dict[str, Any]:
         raise TypeError("`rank_tol` decides a shape from values: call `factor` outside of `jit`, or leave it out")
     if not 0 < rank_tol < 1:
         raise ValueError(f"`rank_tol` must be between 0 and 1; got {rank_tol}")
-    r11, r12, r22 = _split(triangle)
-    lengths = _column_lengths(r11)
-    if not bool(jnp.all(jnp.isfinite(triangle))):
+    directions, finite = _directions(triangle)
+    if not bool(finite):
         raise ValueError(_NONFINITE)
-    left, sigma, right = jnp.linalg.svd(r11 / lengths)
-    rank = int(jnp.sum(sigma > rank_tol * sigma[0]))
+    sigma = np.asarray(directions[2])
+    return _kept(triangle, directions, int(np.sum(sigma > rank_tol * sigma[0])))
+
+
+@eqx.filter_jit
+def _directions(triangle: Array) -> tuple[tuple[Array, ...], Array]:
+    r11, _, _ = _split(triangle)
+    lengths = _column_lengths(r11)
+    return (lengths, *jnp.linalg.svd(r11 / lengths)), jnp.all(jnp.isfinite(triangle))
+
+
+@eqx.filter_jit
+def _kept(triangle: Array, directions: tuple[Array, ...], rank: int) -> dict[str, Any]:
+    r11, r12, r22 = _split(triangle)
+    lengths, left, sigma, right = directions
     basis = (right[:rank] / sigma[:rank, None].astype(right.dtype)).conj().T / lengths.T
     image = left.conj().T @ (r12 @ basis)
     # What leaves the smaller space is outside of it too.
