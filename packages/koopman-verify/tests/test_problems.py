@@ -56,7 +56,9 @@ def test_rotation(dtype):
     if dtype == jnp.float64:
         np.testing.assert_allclose(stacked(factor, Z), system.h_fn(Z), atol=1e-13)
     golden = problems.golden_rotation(6)
-    assert np.all(np.asarray(golden.distance_fn(Z)) <= np.asarray(golden.h_fn(Z)))
+    # At zero both are one, and a point of the circle has that modulus up to rounding only.
+    eps = np.finfo(float).eps
+    assert np.all(np.asarray(golden.distance_fn(Z)) <= np.asarray(golden.h_fn(Z)) + 2 * eps)
 
 
 def test_rational_rotation_pollutes_edmd():
