@@ -21,20 +21,31 @@ def _points(seed, num, radius=0.97, dtype=None):
 
 
 @eqx.filter_jit
-def _map(f, x):
+def _images(f, x):
     return jax.vmap(f)(x)
+
+
+def _map(f, x):
+    """The images of at most 512 points, always by one program for a kind of map."""
+    x = np.asarray(x)
+    padded = np.zeros((512, 2), x.dtype)
+    padded[: len(x)] = x
+    return np.asarray(_images(f, jnp.asarray(padded)))[: len(x)]
+
+
+_derivatives = eqx.filter_jit(lambda f, x: jax.vmap(jax.jacfwd(f))(x))
 
 
 @pytest.fixture(scope="module")
 def fitted():
     x = _points(0, 12)
-    y = jax.vmap(adversary.Twist(_phi))(x)
+    y = jnp.asarray(_map(adversary.Twist(_phi), x))
     return x, y, adversary.involution_through(x, y, jr.key(0))
 
 
 def test_involution_fits_the_snapshots(fitted):
     x, y, f = fitted
-    off = jnp.linalg.norm(_map(f, x) - y, axis=1).max()
+    off = np.linalg.norm(_map(f, x) - y, axis=1).max()
     assert off <= 1e-14
     assert f.mismatch <= 1e-14
     assert 12 <= f.num_twists <= 400
@@ -46,40 +57,39 @@ def test_involution_is_one_and_preserves_area(fitted):
     *_, f = fitted
     p = _points(1, 300, 0.999)
     q = _map(f, p)
-    assert jnp.linalg.norm(_map(f.inverse, q) - p, axis=1).max() <= 1e-10
+    assert np.linalg.norm(_map(f.inverse, q) - p, axis=1).max() <= 1e-10
     h = f.conjugacy
-    assert jnp.abs(jax.jit(jax.vmap(lambda v: h.inverse(h(v))))(p) - p).max() <= 1e-10
-    derivative = jax.jit(jax.vmap(jax.jacfwd(f)))(p)
-    defect = jnp.abs(jnp.linalg.det(derivative) - 1)
+    assert np.abs(_map(h.inverse, _map(h, p)) - p).max() <= 1e-10
+    derivative = np.asarray(_derivatives(f, p))
+    defect = np.abs(np.linalg.det(derivative) - 1)
     # Rounding of a determinant grows with the square of the norm.
-    assert jnp.median(defect) <= 1e-10
-    assert jnp.all(defect <= 1e-13 * f.num_twists * (1 + jnp.linalg.norm(derivative, axis=(1, 2)) ** 2))
+    assert np.median(defect) <= 1e-10
+    assert np.all(defect <= 1e-13 * f.num_twists * (1 + np.linalg.norm(derivative, axis=(1, 2)) ** 2))
 
 
 def test_disc_and_boundary_are_kept(fitted):
     *_, f = fitted
     q = _map(f, _points(2, 300, 0.999))
-    assert jnp.all(jnp.linalg.norm(q, axis=1) < 1)
-    t = 2 * jnp.pi * jnp.arange(32.0) / 32
-    edge = jnp.stack([jnp.cos(t), jnp.sin(t)], axis=1)
-    assert jnp.abs(_map(f, edge) + edge).max() <= 1e-15
+    assert np.all(np.linalg.norm(q, axis=1) < 1)
+    t = 2 * np.pi * np.arange(32.0) / 32
+    edge = np.stack([np.cos(t), np.sin(t)], axis=1)
+    assert np.abs(_map(f, edge) + edge).max() <= 1e-15
 
 
 def test_spectra_are_stated(fitted):
     *_, f = fitted
     z = jnp.asarray([1.0, -1.0, 1j, 0.5])
-    assert jnp.allclose(f.distance_to_spectrum(z), jnp.asarray([0.0, 0.0, math.sqrt(2), 0.5]))
-    assert jnp.allclose(adversary.Twist(_phi).distance_to_spectrum(z), jnp.asarray([0.0, 0.0, 0.0, 0.5]))
+    assert np.allclose(f.distance_to_spectrum(z), jnp.asarray([0.0, 0.0, math.sqrt(2), 0.5]))
+    assert np.allclose(adversary.Twist(_phi).distance_to_spectrum(z), jnp.asarray([0.0, 0.0, 0.0, 0.5]))
     assert "{1, -1}" in f.spectrum
     assert "circle" in adversary.Twist(_phi).spectrum
     # K^2 = I on any function, so even and odd parts are eigenfunctions.
     p = _points(3, 50)
-    g = lambda v: jnp.sin(3 * v[0]) + v[1]
-    even = lambda v: g(v) + g(f(v))
-    odd = lambda v: g(v) - g(f(v))
+    g = lambda v: np.sin(3 * v[:, 0]) + v[:, 1]
     fp = _map(f, p)
-    assert jnp.abs(jax.vmap(even)(fp) - jax.vmap(even)(p)).max() <= 1e-8
-    assert jnp.abs(jax.vmap(odd)(fp) + jax.vmap(odd)(p)).max() <= 1e-8
+    ffp = _map(f, fp)
+    assert np.abs((g(fp) + g(ffp)) - (g(np.asarray(p)) + g(fp))).max() <= 1e-8
+    assert np.abs((g(fp) - g(ffp)) + (g(np.asarray(p)) - g(fp))).max() <= 1e-8
 
 
 def test_construction_is_deterministic(fitted):
@@ -87,7 +97,7 @@ def test_construction_is_deterministic(fitted):
     again = adversary.involution_through(x, y, jr.key(0))
     assert eqx.tree_equal(f, again)
     other = adversary.involution_through(x, y, jr.key(1))
-    assert not jnp.array_equal(other.conjugacy.centres, f.conjugacy.centres)
+    assert not np.array_equal(other.conjugacy.centres, f.conjugacy.centres)
 
 
 @settings(max_examples=8, deadline=None)
@@ -96,7 +106,7 @@ def test_any_pairs_of_points_fit(seed):
     x, y = _points(seed, 4), _points(seed + 1, 4)
     f = adversary.involution_through(x, y, jr.key(seed), num_tries=1, num_samples=2)
     assert f.mismatch <= 1e-14
-    assert jnp.linalg.norm(_map(f, y) - x, axis=1).max() <= 1e-14
+    assert np.linalg.norm(_map(f, y) - x, axis=1).max() <= 1e-14
 
 
 def test_opposite_points_and_the_centre_fit():
@@ -109,10 +119,10 @@ def test_opposite_points_and_the_centre_fit():
 
 def test_orbit_needs_slack():
     twist = adversary.Twist(_phi)
-    orbit = [jnp.asarray([0.6, 0.1])]
+    orbit = [np.array([0.6, 0.1])]
     for _ in range(4):
-        orbit.append(twist(orbit[-1]))
-    x, y = jnp.stack(orbit[:-1]), jnp.stack(orbit[1:])
+        orbit.append(_map(twist, orbit[-1][None])[0])
+    x, y = np.stack(orbit[:-1]), np.stack(orbit[1:])
     with pytest.raises(ValueError, match="occurs twice: an involution"):
         adversary.involution_through(x, y, jr.key(0))
     f = adversary.involution_through(x, y, jr.key(0), slack=1e-9, num_tries=1)
@@ -149,14 +159,14 @@ def test_float32(fitted):
 
 def test_twist_multiplies_angular_modes():
     twist, r = adversary.Twist(_phi), 0.7
-    t = 2 * jnp.pi * jnp.arange(16.0) / 16
-    image = _map(twist, r * jnp.stack([jnp.cos(t), jnp.sin(t)], axis=1))
-    angle = jnp.arctan2(image[:, 1], image[:, 0])
+    t = 2 * np.pi * np.arange(16.0) / 16
+    image = _map(twist, r * np.stack([np.cos(t), np.sin(t)], axis=1))
+    angle = np.arctan2(image[:, 1], image[:, 0])
     for k in (1, 2, 5):
         factor = np.exp(1j * k * (np.asarray(angle) - np.asarray(t)))
         assert np.abs(factor - np.exp(1j * k * (np.pi + _phi(r)))).max() <= 1e-14
     p = _points(5, 20)
-    assert jnp.abs(_map(twist.inverse, _map(twist, p)) - p).max() <= 1e-15
+    assert np.abs(_map(twist.inverse, _map(twist, p)) - p).max() <= 1e-15
     # So the values on the modes |k| <= n over all radii leave no gap of the circle.
     values = np.exp(1j * np.outer(np.arange(-9, 10), np.pi + _phi(np.linspace(0, 1, 500))))
     assert adversary.hausdorff_to_circle(values) < 0.02
@@ -165,14 +175,15 @@ def test_twist_multiplies_angular_modes():
 def test_twist_agrees_with_the_rotation_on_samples():
     x = _points(6, 40)
     twist, rotation = adversary.twist_vs_rotation(x, height=0.5)
-    assert jnp.array_equal(_map(twist, x), _map(rotation, x))
+    assert np.array_equal(_map(twist, x), _map(rotation, x))
     assert rotation.num_twists == 0
     p = _points(7, 400)
-    far = jnp.linalg.norm(_map(twist, p) - _map(rotation, p), axis=1)
-    assert jnp.mean(far > 0.01) > 0.5
-    norms = jnp.linalg.norm(jax.vmap(jax.jacfwd(twist))(p), ord=2, axis=(1, 2))
-    assert 1 <= jnp.max(norms) <= twist.lipschitz_bound()
-    assert jnp.abs(jnp.linalg.det(jax.vmap(jax.jacfwd(twist))(p)) - 1).max() <= 1e-9
+    far = np.linalg.norm(_map(twist, p) - _map(rotation, p), axis=1)
+    assert np.mean(far > 0.01) > 0.5
+    derivative = np.asarray(_derivatives(twist, p))
+    norms = np.linalg.norm(derivative, ord=2, axis=(1, 2))
+    assert 1 <= np.max(norms) <= twist.lipschitz_bound()
+    assert np.abs(np.linalg.det(derivative) - 1).max() <= 1e-9
     with pytest.raises(ValueError, match="`height` must lie in"):
         adversary.twist_vs_rotation(x, height=0.0)
     with pytest.raises(ValueError, match="`inner` and `outer`"):
@@ -186,18 +197,18 @@ def test_snapshots_do_not_determine_the_spectrum(fitted):
     assert answer.verdict.startswith("undetermined without a modulus")
     assert answer.mismatch <= 1e-14
     for f in (answer.involution, answer.twist):
-        assert jnp.linalg.norm(_map(f, x) - y, axis=1).max() <= 1e-14
+        assert np.linalg.norm(_map(f, x) - y, axis=1).max() <= 1e-14
     # The second map is no involution: its spectrum is the circle.
     p = _points(8, 100)
-    assert jnp.linalg.norm(_map(answer.twist, _map(answer.twist, p)) - p, axis=1).max() > 0.1
+    assert np.linalg.norm(_map(answer.twist, _map(answer.twist, p)) - p, axis=1).max() > 0.1
     q = _map(answer.twist.inverse, _map(answer.twist, x))
-    assert jnp.abs(q - x).max() <= 1e-13
+    assert np.abs(q - x).max() <= 1e-13
 
 
 def test_modulus_is_compared_honestly(fitted):
     x, y, _ = fitted
     required = max(
-        float(jnp.linalg.norm(y[i] - y[j]) / jnp.linalg.norm(x[i] - x[j])) for i in range(12) for j in range(i)
+        float(np.linalg.norm(y[i] - y[j]) / np.linalg.norm(x[i] - x[j])) for i in range(12) for j in range(i)
     )
     contradicted = adversary.determined(Snapshots(x, y), 0.9 * required)
     assert contradicted.status == "contradicted"

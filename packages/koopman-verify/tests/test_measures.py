@@ -62,7 +62,7 @@ def golden():
 
 
 def first(size: int) -> jnp.ndarray:
-    return jnp.zeros(size).at[0].set(1.0)
+    return jnp.asarray(np.eye(size)[0])
 
 
 def test_unitary_to_rounding(cat):
@@ -88,8 +88,8 @@ def test_krylov_moments_are_exact(cat):
 
 def test_density_of_the_cat_orbit(cat):
     """The density of g = e_0 + e_1 / 2 is (1.25 + cos) / 2 pi, smoothed by the kernel's own Fourier coefficient."""
-    theta = jnp.linspace(-jnp.pi, jnp.pi, 41)
-    assert resolution(cat, theta).max() < 0.25
+    theta = np.linspace(-np.pi, np.pi, 41)
+    assert np.max(np.asarray(resolution(cat, theta))) < 0.25
     density = spectral_measure(cat, first(36), theta, 0.5, 4)
     poles, residues = poles_and_residues(4)
     damping = np.sum(residues * np.exp(0.5j * poles)).real
@@ -117,12 +117,13 @@ def test_residues_solve_the_moment_conditions(order):
 @pytest.mark.parametrize("order", range(1, 7))
 def test_rate_of_convergence(order):
     """Order m: on rho = (1 + 0.8 cos) / 2 pi with the exact resolvent the error falls like epsilon^m."""
-    nodes = jnp.linspace(0, 2 * jnp.pi, 2048, endpoint=False)  # the trapezoid rule resolves epsilon = 0.05 to rounding
-    weights = (1 + 0.8 * jnp.cos(nodes)) / 2048
-    theta = jnp.array([0.3, 1.0, 2.5])
-    truth = (1 + 0.8 * jnp.cos(theta)) / (2 * jnp.pi)
+    nodes = np.linspace(0, 2 * np.pi, 2048, endpoint=False)  # the trapezoid rule resolves epsilon = 0.05 to rounding
+    weights = (1 + 0.8 * np.cos(nodes)) / 2048
+    theta = np.array([0.3, 1.0, 2.5])
+    truth = (1 + 0.8 * np.cos(theta)) / (2 * np.pi)
+    kernel = lambda e: np.asarray(circle_kernel(jnp.asarray(nodes), jnp.asarray(theta), jnp.array(e), order))
     widths = (0.4, 0.2) if order > 4 else (0.1, 0.05)
-    errors = [jnp.abs(circle_kernel(nodes, theta, jnp.array(e), order) @ weights - truth).max() for e in widths]
+    errors = [np.abs(kernel(e) @ weights - truth).max() for e in widths]
     rate = np.log2(errors[0] / errors[1])
     # Even-order kernels of odd m have the next order by symmetry only in the limit; the rates read m - 0.05 and more.
     assert order - 0.25 < rate < order + 0.4
@@ -130,16 +131,18 @@ def test_rate_of_convergence(order):
 
 def test_kernels_have_mass_one_and_no_aliasing():
     """Each kernel integrates to one, is that of the definition, and at order one it is positive."""
-    nodes = jnp.linspace(0, 2 * jnp.pi, 4096, endpoint=False)
+    nodes = np.linspace(0, 2 * np.pi, 2048, endpoint=False)
+    at = jnp.asarray(np.array([1.0, 1.0, 1.0]))  # as many as above: the programs are there
+    kernel_of = lambda order: np.asarray(circle_kernel(jnp.asarray(nodes), at, jnp.array(0.05), order))[0]
     for order in range(1, 7):
-        kernel = circle_kernel(nodes, jnp.array([1.0]), jnp.array(0.05), order)[0]
-        np.testing.assert_allclose(kernel.sum() * 2 * np.pi / 4096, 1, rtol=1e-12)
+        kernel = kernel_of(order)
+        np.testing.assert_allclose(kernel.sum() * 2 * np.pi / 2048, 1, rtol=1e-12)
         poles, residues = poles_and_residues(order)
         z = np.exp(1j * 1.0 - 0.05j * poles)[:, None]
         mu = np.exp(1j * np.asarray(nodes))[None]
         literal = -np.sum(residues[:, None] * (mu + z) / (mu - z), axis=0).real / (2 * np.pi)
         np.testing.assert_allclose(kernel, literal, rtol=1e-10, atol=1e-12)
-    assert circle_kernel(nodes, jnp.array([1.0]), jnp.array(0.05), 1).min() > 0
+    assert kernel_of(1).min() > 0
     assert line_kernel(jnp.linspace(-3, 3, 9), jnp.zeros(1), jnp.array(0.1), 1).min() > 0
 
 
@@ -160,13 +163,14 @@ def test_lazy_walk():
     """The lazy walk on the integers, g antisymmetric: density (3 / 4 pi) sqrt(3 + 6x - 9x^2) on [-1/3, 1]."""
     n = 201
     walk = jnp.asarray((np.eye(n) + np.eye(n, k=1) + np.eye(n, k=-1)) / 3)
-    g = jnp.zeros(n).at[n // 2 + 1].set(0.5).at[n // 2 - 1].set(-0.5)
-    x = jnp.array([-0.1, 0.2, 1 / 3, 0.6, 0.8])
+    g = np.zeros(n)
+    g[n // 2 + 1], g[n // 2 - 1] = 0.5, -0.5
+    x = np.array([-0.1, 0.2, 1 / 3, 0.6, 0.8])
     truth = 3 / (4 * np.pi) * np.sqrt(3 + 6 * x - 9 * x**2)
     np.testing.assert_allclose(line_measure(walk, g, x, 0.1, 6), truth, atol=2e-4)
-    coarse = jnp.abs(line_measure(walk, g, x, 0.1, 1) - truth).max()
+    coarse = np.abs(np.asarray(line_measure(walk, g, x, 0.1, 1)) - truth).max()
     assert 1e-2 < coarse < 1e-1
-    np.testing.assert_allclose(line_measure(walk, g, jnp.array([-1.5, 2.0]), 0.1, 6), 0, atol=1e-5)
+    np.testing.assert_allclose(line_measure(walk, g, [-1.5, 2.0, 3.0, 4.0, 5.0], 0.1, 6), 0, atol=1e-5)
     with pytest.raises(ValueError, match="Hermitian"):
         line_measure(walk.at[0, 1].set(5.0), g, x, 0.05)
     with pytest.raises(ValueError, match="`vector`"):
@@ -178,7 +182,8 @@ def test_atoms_of_a_rotation(golden):
     mp = mpedmd(golden)
     assert bool(mp.unique)
     assert mp.residuals.max() < 1e-13
-    v = jnp.zeros(17).at[8].set(1.0).at[9].set(0.5).at[6].set(0.25)
+    v = np.zeros(17)
+    v[8], v[9], v[6] = 1.0, 0.5, 0.25
     angles, weights = map(np.asarray, mp.atoms(v))
     expected = {0: 1.0, 1: 0.25, -2: 0.0625}
     assert abs(weights.sum() - sum(expected.values())) < 1e-13
@@ -239,15 +244,15 @@ def test_single_precision(golden):
 def test_transforms(golden):
     """Compiled, batched over observables and smoothing, and differentiable in the coefficients."""
     mp, theta = mpedmd(golden), jnp.linspace(0, 6, 5)
-    v = jnp.stack([jnp.ones(17), jnp.linspace(0, 1, 17)])
-    each = [spectral_measure(mp, c, theta, 0.3, 2) for c in v]
+    v = np.stack([np.ones(17), np.linspace(0, 1, 17)])
+    each = [np.asarray(spectral_measure(mp, c, theta, 0.3, 2)) for c in v]
     batched = jax.jit(jax.vmap(lambda c, e: spectral_measure(mp, c, theta, e, 2)))(v, jnp.full(2, 0.3))
     np.testing.assert_allclose(batched, each, rtol=1e-12)
     np.testing.assert_allclose(spectral_measure(mp, v.T, theta, 0.3, 2), np.stack(each, -1), rtol=1e-12)
-    loss = lambda c: jnp.sum(spectral_measure(mp, c, theta, 0.3, 2) ** 2)
-    step = 1e-5 * jnp.sin(jnp.arange(17.0))
-    slope = (loss(v[1] + step) - loss(v[1] - step)) / 2
-    np.testing.assert_allclose(jax.grad(loss)(v[1]) @ step, slope, rtol=1e-7)
+    loss = jax.jit(jax.value_and_grad(lambda c: jnp.sum(spectral_measure(mp, c, theta, 0.3, 2) ** 2)))
+    step = 1e-5 * np.sin(np.arange(17.0))
+    slope = (loss(v[1] + step)[0] - loss(v[1] - step)[0]) / 2
+    np.testing.assert_allclose(np.asarray(loss(v[1])[1]) @ step, slope, rtol=1e-7)
     stacked = jax.tree.map(lambda a: jnp.stack([a, a]), eqx.filter(golden, eqx.is_array))
     both = eqx.filter_vmap(mpedmd)(eqx.combine(stacked, golden))
     np.testing.assert_allclose(both.eigenvalues[1], mp.eigenvalues, rtol=1e-12)
@@ -259,11 +264,11 @@ def test_dependent_dictionary(golden):
     doubled = lambda x: jnp.concatenate([golden.dictionary(x), golden.dictionary(x)[:1]])
     twice = mpedmd(factor(doubled, Snapshots(x, x + 2 * np.pi * GOLDEN, kind="quadrature"), rank_tol=1e-8))
     assert twice.factor.rank == 17
-    theta, v = jnp.linspace(-3, 3, 7), jnp.arange(1.0, 18.0)
+    theta, v = np.linspace(-3, 3, 7), np.arange(1.0, 18.0)
     expected = spectral_measure(mpedmd(golden), v, theta, 0.4, 4)
-    np.testing.assert_allclose(spectral_measure(twice, jnp.append(v, 0.0), theta, 0.4, 4), expected, rtol=1e-9)
+    np.testing.assert_allclose(spectral_measure(twice, np.append(v, 0.0), theta, 0.4, 4), expected, rtol=1e-9)
     np.testing.assert_allclose(
-        spectral_measure(twice, jnp.append(v, 2.0).at[0].add(-2.0), theta, 0.4, 4), expected, rtol=1e-9
+        spectral_measure(twice, np.append(v, 2.0) - 2 * np.eye(18)[0], theta, 0.4, 4), expected, rtol=1e-9
     )
 
 

@@ -5,7 +5,6 @@ import hypothesis as hp
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import koopman_verify
 import numpy as np
 import pytest
@@ -16,15 +15,11 @@ METHODS = ("svd", "iterative")
 
 
 def circle(num, dtype=jnp.float64):
-    return jnp.asarray(2 * np.pi * np.arange(num) / num, dtype)[:, None]
+    return jnp.asarray(2 * np.pi * np.arange(num)[:, None] / num, dtype)
 
 
-def unit(angles):
-    return jnp.asarray(np.exp(1j * angles))
-
-
-def normal(key, num):
-    return jr.normal(key, (num,), jnp.complex128)
+def pointwise(f, z, method="auto"):
+    return np.asarray(pseudospectrum(f, jnp.asarray(z), method=method))
 
 
 def rotation(n=8, angle=1.0, num=64, dtype=jnp.float64):
@@ -38,13 +33,15 @@ def doubling(m, num=2048):
     return factor(Fourier([2**j for j in range(m)]), Snapshots(x, 2 * x, kind="quadrature"))
 
 
-def random_factor(key, rank, dtype):
-    a, b = (jr.normal(k, (rank, rank), dtype) / rank**0.5 for k in jr.split(key))
-    real = jnp.finfo(dtype).dtype
-    eye = jnp.eye(rank, dtype=dtype)
-    return Factor(
-        dictionary=lambda x: x, A=a, B=b, basis=eye, R11=eye, cond=jnp.ones((), real), num_snapshots=1000, kind="iid"
+def random_factor(seed, rank, dtype):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(2, rank, rank)) / rank**0.5
+    if np.issubdtype(dtype, np.complexfloating):
+        a, b = (a + 1j * b) / 2**0.5, (b + 1j * rng.normal(size=(rank, rank)) / rank**0.5) / 2**0.5
+    a, b, eye, one = (
+        jnp.asarray(v, d) for v, d in ((a, dtype), (b, dtype), (np.eye(rank), dtype), (1.0, jnp.finfo(dtype).dtype))
     )
+    return Factor(dictionary=jnp.sin, A=a, B=b, basis=eye, R11=eye, cond=one, num_snapshots=1000, kind="iid")
 
 
 def by_numpy(f, z):
@@ -56,10 +53,10 @@ def by_numpy(f, z):
 @pytest.mark.parametrize("method", METHODS)
 def test_rotation_is_the_distance_from_the_eigenvalues(method):
     f = rotation()
-    exact = unit(np.arange(-8, 9))
-    z = jnp.concatenate([polar_grid(31, [0.5, 1.0, 1.4]), exact])
-    truth = jnp.min(jnp.abs(z[:, None] - exact[None]), axis=1)
-    assert jnp.max(jnp.abs(pseudospectrum(f, z, method=method) - truth)) < 1e-14
+    exact = np.exp(1j * np.arange(-8, 9))
+    z = np.concatenate([polar_grid(31, [0.5, 1.0, 1.4]), exact])
+    truth = np.min(np.abs(z[:, None] - exact[None]), axis=1)
+    assert np.max(np.abs(pointwise(f, z, method) - truth)) < 1e-14
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -73,9 +70,9 @@ def test_floor_at_an_exact_eigenvalue(method, dtype, floor):
     modes, x = Fourier(range(-8, 9)), circle(64, dtype)
     f = factor(lambda x: modes(x) @ mixing, Snapshots(x, x + jnp.asarray(np.pi / 2, dtype), kind="quadrature"))
     exact = jnp.asarray([1, 1j, -1, -1j], np.result_type(dtype, np.complex64))
-    h = pseudospectrum(f, exact, method=method)
+    h = pointwise(f, exact, method)
     assert h.dtype == dtype
-    assert jnp.max(h) <= floor
+    assert h.max() <= floor
     # What the squared form of the public codes gives there.
     a, b = np.asarray(f.A), np.asarray(f.B)
     gram = a.conj().T @ a + b.conj().T @ b
@@ -86,112 +83,112 @@ def test_floor_at_an_exact_eigenvalue(method, dtype, floor):
     assert least > 100 * floor
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("m", [1, 2, 5, 8])
+# One dimension, fewer than a block of the iteration has, and more.
+@pytest.mark.parametrize(("m", "method"), [(1, "svd"), (2, "svd"), (8, "svd"), (1, "iterative"), (5, "iterative")])
 def test_doubling_map_is_a_shift(method, m):
-    z = jnp.concatenate([polar_grid(7, [0.2, 0.9, 1.0, 1.3]), jnp.zeros(1, complex)])
-    r = jnp.abs(z)
-    formula = jnp.sqrt(1 + r**2 - 2 * r * jnp.cos(jnp.pi / (m + 1)))
+    z = np.concatenate([polar_grid(7, [0.2, 0.9, 1.0, 1.3]), np.zeros(1, complex)])
+    r = np.abs(z)
+    formula = np.sqrt(1 + r**2 - 2 * r * np.cos(np.pi / (m + 1)))
     # At m = 1 the two values of the formula's cosine agree: h = sqrt(1 + |z|^2).
-    assert jnp.max(jnp.abs(pseudospectrum(doubling(m), z, method=method) - formula)) < 1e-13
+    assert np.max(np.abs(pointwise(doubling(m), z, method) - formula)) < 1e-13
 
 
-def test_falls_as_the_dictionary_grows_and_is_lipschitz(getkey):
-    z = normal(getkey(), 40)
-    values = [pseudospectrum(doubling(m), z) for m in (2, 4, 6, 8)]
+def test_falls_as_the_dictionary_grows_and_is_lipschitz(rng):
+    num = len(polar_grid(7, [0.2, 0.9, 1.0, 1.3])) + 1  # as many as above: no new program
+    z = (rng.normal(size=num) + 1j * rng.normal(size=num)) / 2**0.5
+    values = [pointwise(doubling(m), z, "svd") for m in (1, 2, 8)]
     for larger, smaller in itertools.pairwise(values):
-        assert jnp.all(smaller <= larger + 1e-13)
-        assert jnp.all(smaller >= jnp.abs(1 - jnp.abs(z)) - 1e-13)  # an isometry
-    gaps = jnp.abs(values[-1][:, None] - values[-1][None])
-    assert jnp.all(gaps <= jnp.abs(z[:, None] - z[None]) + 1e-13)
+        assert np.all(smaller <= larger + 1e-13)
+        assert np.all(smaller >= np.abs(1 - np.abs(z)) - 1e-13)  # an isometry
+    gaps = np.abs(values[-1][:, None] - values[-1])
+    assert np.all(gaps <= np.abs(z[:, None] - z) + 1e-13)
 
 
 @hp.settings(max_examples=15, deadline=None)
-@hp.given(st.integers(0, 10**6), st.sampled_from([jnp.float64, jnp.float32, jnp.complex128, jnp.complex64]))
+@hp.given(st.integers(0, 10**6), st.sampled_from([jnp.float64, jnp.float32, jnp.complex128]))
 def test_random_systems(seed, dtype):
-    f = random_factor(jr.key(seed), 12, dtype)
-    z = normal(jr.key(seed + 1), 8).astype(np.result_type(dtype, np.complex64))
+    f = random_factor(seed, 12, dtype)
+    rng = np.random.default_rng(seed + 1)
+    z = (rng.normal(size=8) + 1j * rng.normal(size=8)).astype(np.result_type(dtype, np.complex64))
     truth = by_numpy(f, z)
     eps = float(jnp.finfo(dtype).eps)
-    assert np.max(np.abs(np.asarray(pseudospectrum(f, z, method="svd")) - truth)) < 100 * eps
-    iterative = np.asarray(pseudospectrum(f, z, method="iterative"))
+    assert np.max(np.abs(pointwise(f, z, "svd") - truth)) < 100 * eps
+    iterative = pointwise(f, z, "iterative")
     assert np.all(iterative >= truth - 100 * eps)  # an upper bound, converged or not
     assert np.all(iterative <= truth * (1 + 10 * eps**0.5))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.complex128])
-def test_large_rank_by_iteration(getkey, dtype):
-    f = random_factor(getkey(), 90, dtype)
-    z = jnp.linspace(0.3 + 0.2j, 0.6 + 0.5j, 6)
-    assert jnp.max(jnp.abs(pseudospectrum(f, z) - by_numpy(f, z))) < 1e-7
+def test_large_rank_by_iteration():
+    f = random_factor(0, 90, jnp.float64)
+    z = np.linspace(0.3 + 0.2j, 0.6 + 0.5j, 6)
+    assert np.max(np.abs(pointwise(f, z) - by_numpy(f, z))) < 1e-7
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_functions_have_the_residual_that_is_reported(method):
-    f, z = rotation(), jnp.array([0.9 + 0.1j, 1.0, -0.3j])
+    f, z = rotation(), np.array([0.9 + 0.1j, 1.0, -0.3j])
     pairs = pseudoeigenfunction(f, z, method=method)
-    assert jnp.allclose(pairs.residuals, pseudospectrum(f, z), atol=1e-14)
-    assert jnp.array_equal(pairs.eigenvalues, z)
+    np.testing.assert_allclose(pairs.residuals, by_numpy(f, z), atol=1e-14)
+    assert np.array_equal(pairs.eigenvalues, z)
     # By quadrature, from the functions' own values.
-    x = circle(200)
-    g, image = jax.vmap(pairs.functions)(x), jax.vmap(pairs.functions)(x + 1.0)
-    residual = jnp.sqrt(jnp.mean(jnp.abs(image - g * z[None]) ** 2, 0) / jnp.mean(jnp.abs(g) ** 2, 0))
-    assert jnp.allclose(residual, pairs.residuals, atol=1e-13)
+    x = np.asarray(circle(200))
+    values = eqx.filter_jit(lambda at: jax.vmap(pairs.functions)(at))
+    g, image = (np.asarray(values(jnp.asarray(at))) for at in (x, x + 1.0))
+    residual = np.sqrt(np.mean(np.abs(image - g * z) ** 2, 0) / np.mean(np.abs(g) ** 2, 0))
+    np.testing.assert_allclose(residual, pairs.residuals, atol=1e-13)
 
 
 def test_any_shape_and_chunks_and_symmetry():
-    f = random_factor(jr.key(0), 5, jnp.float64)
-    z = jnp.array([[0.3 + 0.2j, 0.3 - 0.2j, 1.0], [0.1j, -0.1j, 0.3 + 0.2j]])
-    h = pseudospectrum(f, z)
+    f = random_factor(0, 5, jnp.float64)
+    z = np.array([[0.3 + 0.2j, 0.3 - 0.2j, 1.0], [0.1j, -0.1j, 0.3 + 0.2j]])
+    h = pointwise(f, z)
     assert h.shape == (2, 3)
-    assert jnp.allclose(jnp.ravel(h), by_numpy(f, jnp.ravel(z)), atol=1e-14)
+    np.testing.assert_allclose(h.ravel(), by_numpy(f, z.ravel()), atol=1e-14)
     assert h[0, 0] == h[0, 1] == h[1, 2]
     assert h[1, 0] == h[1, 1]
     assert pseudospectrum(f, 0.3 + 0.2j).shape == ()
-    assert jnp.allclose(pseudospectrum(f, jnp.ravel(z), chunk=2), jnp.ravel(h), atol=1e-15)
-    assert jnp.allclose(eqx.filter_jit(pseudospectrum)(f, z), h, atol=1e-14)
+    np.testing.assert_allclose(pseudospectrum(f, jnp.asarray(z.ravel()), chunk=2), h.ravel(), atol=1e-15)
+    np.testing.assert_allclose(eqx.filter_jit(pseudospectrum)(f, jnp.asarray(z)), h, atol=1e-14)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_vmap_and_derivative(getkey, method):
-    f = random_factor(getkey(), 6, jnp.float64)
-    angles = jnp.linspace(0.1, 3, 4)
+def test_vmap_and_derivative(method):
+    f = random_factor(1, 6, jnp.float64)
+    angles = np.linspace(0.1, 3, 4)
     run = lambda z: pseudospectrum(f, z, method=method)
-    z = 0.7 * jnp.exp(jax.lax.complex(jnp.zeros(4), angles))
-    assert jnp.allclose(jax.vmap(run)(z[:, None])[:, 0], run(z), atol=1e-7)
-
-    def along(t):
-        return jnp.sum(run(0.7 * jnp.exp(jax.lax.complex(jnp.zeros(4), angles + t))))
-
-    slope = jax.grad(along)(0.0)
-    assert jnp.allclose(slope, (along(1e-5) - along(-1e-5)) / 2e-5, atol=1e-5)
+    z = 0.7 * np.exp(1j * angles)
+    np.testing.assert_allclose(jax.vmap(run)(jnp.asarray(z[:, None]))[:, 0], pointwise(f, z, method), atol=1e-7)
+    along = lambda t: jnp.sum(run(0.7 * jnp.exp(jax.lax.complex(jnp.zeros(4), angles + t))))
+    both = jax.jit(jax.value_and_grad(along))
+    np.testing.assert_allclose(both(0.0)[1], (both(1e-5)[0] - both(-1e-5)[0]) / 2e-5, atol=1e-5)
 
 
 def test_region_finds_what_the_grid_finds_with_fewer_evaluations():
     f = rotation(n=2)
-    exact = unit(np.arange(-2, 3))
+    exact = np.exp(1j * np.arange(-2, 3))
     region = koopman_verify.pseudospectrum_region(f, -1.6 - 1.6j, 1.6 + 1.6j, epsilon=0.2, spacing=0.05)
     assert region.num_grid == 64**2
     assert region.num_evaluations < region.num_grid / 2
-    assert jnp.allclose(region.values, pseudospectrum(f, region.points), atol=1e-14)
+    np.testing.assert_allclose(region.values, by_numpy(f, region.points), atol=1e-14)
     centres = -1.6 + 0.025 + 0.05 * np.arange(64)
     full = centres[:, None] + 1j * centres[None]
     inside = np.min(np.abs(full[..., None] - np.asarray(exact)), axis=-1) <= 0.2
-    assert int(jnp.sum(region.inside)) == inside.sum()
+    assert np.asarray(region.inside).sum() == inside.sum()
     isometry = koopman_verify.pseudospectrum_region(
         f, -1.6 - 1.6j, 1.6 + 1.6j, epsilon=0.2, spacing=0.05, measure_preserving=True
     )
     assert isometry.num_evaluations <= region.num_evaluations
-    assert jnp.all(jnp.abs(1 - jnp.abs(isometry.points[isometry.inside])) <= 0.2)
+    kept = np.asarray(isometry.points)[np.asarray(isometry.inside)]
+    assert np.all(np.abs(1 - np.abs(kept)) <= 0.2)
 
 
 def test_region_of_real_data_computes_half():
-    f = random_factor(jr.key(3), 5, jnp.float64)
+    f = random_factor(3, 5, jnp.float64)
     region = koopman_verify.pseudospectrum_region(f, -2 - 2j, 2 + 2j, epsilon=0.5, spacing=0.25)
     assert region.num_evaluations <= region.num_grid
-    mirrored = set(np.round(np.asarray(region.points[region.inside].conj()), 9).tolist())
-    assert mirrored == set(np.round(np.asarray(region.points[region.inside]), 9).tolist())
-    assert jnp.allclose(region.values, by_numpy(f, region.points), atol=1e-14)
+    kept = np.round(np.asarray(region.points)[np.asarray(region.inside)], 9)
+    assert set(kept.conj().tolist()) == set(kept.tolist())
+    np.testing.assert_allclose(region.values, by_numpy(f, region.points), atol=1e-14)
 
 
 @pytest.mark.parametrize(

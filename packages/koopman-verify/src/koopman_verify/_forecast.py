@@ -97,10 +97,23 @@ def forecast(
     """
     u = coordinates_of(factor, observable_coefficients)
     _check_steps(num_steps)
-    if norm_bound is None:
-        norm = jnp.linalg.norm(jnp.concatenate([factor.A, factor.B]), 2)
-    else:
-        norm = _norm(norm_bound, factor.cond.dtype)
+    norm = None if norm_bound is None else _norm(norm_bound, factor.cond.dtype)
+    coefficients, error = _propagated(factor, u, jnp.asarray(observable_coefficients), norm, int(num_steps))
+    kind, assumptions = _what_it_is(factor.kind, factor.space, norm_bound is not None)
+    return Forecast(
+        coefficients=coefficients,
+        error=error,
+        dictionary=factor.dictionary,
+        initial=None if initial is None else _states(initial),
+        kind=kind,
+        assumptions=assumptions,
+    )
+
+
+@eqx.filter_jit
+def _propagated(factor: Factor, u: Array, v: Array, norm: Array | None, num_steps: int) -> tuple[Array, Array]:
+    """Return the coefficients of the predictions and their errors, for every number of steps."""
+    norm = jnp.linalg.norm(jnp.concatenate([factor.A, factor.B]), 2) if norm is None else norm
     a, b, basis, u = promoted(factor.A, factor.B, factor.basis, u)
     # Each step's rounding, as a share of the norm of what it acts on.
     rounding = factor.rounding(jnp.zeros_like(norm))
@@ -111,21 +124,13 @@ def forecast(
         error = norm * error + left_out
         return (a @ u, error), (a @ u, error)
 
-    r11, v = promoted(factor.R11, jnp.asarray(observable_coefficients), u)[:2]
+    r11, v = promoted(factor.R11, v, u)[:2]
     # What a truncated space does not hold of g is an error from the start; a full one holds all of it.
     missing = jnp.linalg.norm(r11 @ v - (r11 @ basis.astype(r11.dtype)) @ u.astype(r11.dtype), axis=0)
     start = (u, missing if factor.rank < factor.size else jnp.zeros_like(missing))
     _, (steps, errors) = jax.lax.scan(step, start, None, length=num_steps)
     steps = jnp.concatenate([u[None], steps])
-    kind, assumptions = _what_it_is(factor.kind, factor.space, norm_bound is not None)
-    return Forecast(
-        coefficients=jnp.einsum("jr,nr...->nj...", basis, steps),
-        error=jnp.concatenate([start[1][None], errors]),
-        dictionary=factor.dictionary,
-        initial=None if initial is None else _states(initial),
-        kind=kind,
-        assumptions=assumptions,
-    )
+    return jnp.einsum("jr,nr...->nj...", basis, steps), jnp.concatenate([start[1][None], errors])
 
 
 def modal_forecast(
@@ -163,8 +168,27 @@ def modal_forecast(
         raise ValueError(f"`amplitudes` must be [k] or [k, p] with k = {len(pairs)}; got {list(amplitudes.shape)}")
     z, v, a = promoted(pairs.eigenvalues, pairs.coefficients, amplitudes)
     a = checked("amplitudes", a, jnp.isfinite(a), "finite")
+    norm = None if norm_bound is None else _norm(norm_bound, z.real.dtype)
+    coefficients, error = _modes_propagated(pairs, z, v, a, norm, int(num_steps))
+    # The norm of another library's eigenfunctions is not known.
+    data, space = (None, None) if pairs.coordinates is None else (pairs.kind, pairs.space)
+    kind, assumptions = _what_it_is(data, space, norm_bound is not None)
+    return Forecast(
+        coefficients=coefficients,
+        error=error,
+        dictionary=pairs.dictionary,
+        initial=None if initial is None else _states(initial),
+        kind=kind,
+        assumptions=assumptions,
+    )
+
+
+@eqx.filter_jit
+def _modes_propagated(
+    pairs: Eigenpairs, z: Array, v: Array, a: Array, norm: Array | None, num_steps: int
+) -> tuple[Array, Array]:
     size = jnp.abs(z)
-    norm = jnp.maximum(jnp.max(size), 1) if norm_bound is None else _norm(norm_bound, size.dtype)
+    norm = jnp.maximum(jnp.max(size), 1) if norm is None else norm
     lengths = jnp.ones_like(size) if pairs.coordinates is None else jnp.linalg.norm(pairs.coordinates, axis=0)
     residuals = (pairs.residuals + pairs.rounding) * lengths
 
@@ -176,17 +200,7 @@ def modal_forecast(
     start = (jnp.ones_like(z), jnp.zeros_like(size))
     _, (powers, errors) = jax.lax.scan(step, start, None, length=num_steps)
     powers, errors = jnp.concatenate([start[0][None], powers]), jnp.concatenate([start[1][None], errors])
-    # The norm of another library's eigenfunctions is not known.
-    data, space = (None, None) if pairs.coordinates is None else (pairs.kind, pairs.space)
-    kind, assumptions = _what_it_is(data, space, norm_bound is not None)
-    return Forecast(
-        coefficients=jnp.einsum("jl,nl,l...->nj...", v, powers, a),
-        error=jnp.einsum("nl,l...->n...", errors, jnp.abs(a)),
-        dictionary=pairs.dictionary,
-        initial=None if initial is None else _states(initial),
-        kind=kind,
-        assumptions=assumptions,
-    )
+    return jnp.einsum("jl,nl,l...->nj...", v, powers, a), jnp.einsum("nl,l...->n...", errors, jnp.abs(a))
 
 
 def _what_it_is(data: Any, space: Any, norm_given: bool) -> tuple[ErrorKind, tuple[str, ...]]:

@@ -6,6 +6,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact
 
 from .snapshots import Kind, Snapshots
@@ -173,12 +175,12 @@ def factor(
             raise ValueError("`mesh` splits one `Snapshots` over devices; got an iterable of blocks as well")
         triangle, first, num = _consume(dictionary, snapshots, block)
         _check_num(dictionary, first, num)
-    if first.weights is None:
-        triangle = triangle / math.sqrt(num)
-    parts = _coordinates(triangle) if rank_tol is None else _truncated(triangle, rank_tol)
+    length = 1.0 if first.weights is not None else math.sqrt(num)
+    parts = _coordinates(triangle, length) if rank_tol is None else _truncated(triangle / length, rank_tol)
     return Factor(dictionary=dictionary, num_snapshots=num, kind=first.kind, witnesses=witnesses_of(first.x), **parts)
 
 
+@eqx.filter_jit
 def witnesses_of(x: Float[Array, "M d"]) -> Float[Array, "w d"]:
     """Return a few of the training states, by which they are recognised in a hold-out set."""
     return x[:: max(1, len(x) // _WITNESSES)][:_WITNESSES]
@@ -236,10 +238,17 @@ def _split(triangle: Array) -> tuple[Array, Array, Array]:
 
 
 @eqx.filter_jit
-def _spectrum_of_columns(triangle: Array) -> tuple[Array, Array]:
+def _examined(triangle: Array, length: Array) -> tuple[Array, ...]:
+    """Return the triangle of rows that were this much too long, its singular values and columns, and whether all is well."""
+    triangle = settled(triangle / length)
     r11, _, _ = _split(triangle)
     lengths = _column_lengths(r11)
-    return jnp.linalg.svd(r11 / lengths, compute_uv=False), lengths
+    sigma = jnp.linalg.svd(r11 / lengths, compute_uv=False)
+    return triangle, sigma, lengths, jnp.all(jnp.isfinite(sigma)), sigma[-1] > _tolerance(sigma) * sigma[0]
+
+
+def _tolerance(sigma: Array) -> float:
+    return 2 * len(sigma) * float(jnp.finfo(sigma.dtype).eps)
 
 
 def _norms(r11: Array, r12: Array, r22: Array, lengths: Array, smallest: Array) -> Array:
@@ -248,14 +257,12 @@ def _norms(r11: Array, r12: Array, r22: Array, lengths: Array, smallest: Array) 
     return jnp.stack([*(jnp.linalg.norm(r / lengths) / root for r in (r11, r12, r22)), root / smallest])
 
 
-def _coordinates(triangle: Array) -> dict[str, Array]:
-    """Return the operator in the coordinates $u = R_{11}v$, if the functions are independent."""
-    triangle = settled(triangle)
-    sigma, lengths = _spectrum_of_columns(triangle)
-    n, eps = len(sigma), float(jnp.finfo(sigma.dtype).eps)
-    finite, full = jnp.all(jnp.isfinite(sigma)), sigma[-1] > 2 * n * eps * sigma[0]
-    if not isinstance(sigma, jax.core.Tracer):
-        _raise_unless(bool(finite), bool(full), sigma, 2 * n * eps)
+def _coordinates(triangle: Array, length: float = 1.0) -> dict[str, Any]:
+    """Return the operator in the coordinates $u = R_{11}v$, if the functions are independent; rows are `length` too long."""
+    # An array, so that another number of snapshots is not another program.
+    triangle, sigma, lengths, finite, full = _examined(triangle, jnp.asarray(length, triangle.dtype))
+    if not isinstance(sigma, Tracer):
+        _raise_unless(bool(finite), bool(full), sigma, _tolerance(sigma))
     else:
         # On the triangle, which everything depends on: a check of what is not used is not made.
         triangle = eqx.error_if(triangle, ~finite, _NONFINITE)
@@ -266,7 +273,7 @@ def _coordinates(triangle: Array) -> dict[str, Array]:
 
 
 @eqx.filter_jit
-def _solve(triangle: Array, sigma: Array, lengths: Array) -> dict[str, Array]:
+def _solve(triangle: Array, sigma: Array, lengths: Array) -> dict[str, Any]:
     r11, r12, r22 = _split(triangle)
     n = len(r11)
     # One solve for all three, which waits for the singular values. Under `vmap` JAX's CPU backend runs each batched LAPACK
@@ -278,18 +285,30 @@ def _solve(triangle: Array, sigma: Array, lengths: Array) -> dict[str, Array]:
     return dict(A=solved[:n], B=solved[n:-n], basis=solved[-n:], R11=r11, cond=sigma[0] / sigma[-1], scales=scales)
 
 
-def _truncated(triangle: Array, rank_tol: float) -> dict[str, Array]:
+def _truncated(triangle: Array, rank_tol: float) -> dict[str, Any]:
     """Return the operator on the directions whose singular value is above `rank_tol` times the largest."""
-    if isinstance(triangle, jax.core.Tracer):
+    if isinstance(triangle, Tracer):
         raise TypeError("`rank_tol` decides a shape from values: call `factor` outside of `jit`, or leave it out")
     if not 0 < rank_tol < 1:
         raise ValueError(f"`rank_tol` must be between 0 and 1; got {rank_tol}")
-    r11, r12, r22 = _split(triangle)
-    lengths = _column_lengths(r11)
-    if not bool(jnp.all(jnp.isfinite(triangle))):
+    directions, finite = _directions(triangle)
+    if not bool(finite):
         raise ValueError(_NONFINITE)
-    left, sigma, right = jnp.linalg.svd(r11 / lengths)
-    rank = int(jnp.sum(sigma > rank_tol * sigma[0]))
+    sigma = np.asarray(directions[2])
+    return _kept(triangle, directions, int(np.sum(sigma > rank_tol * sigma[0])))
+
+
+@eqx.filter_jit
+def _directions(triangle: Array) -> tuple[tuple[Array, ...], Array]:
+    r11, _, _ = _split(triangle)
+    lengths = _column_lengths(r11)
+    return (lengths, *jnp.linalg.svd(r11 / lengths)), jnp.all(jnp.isfinite(triangle))
+
+
+@eqx.filter_jit
+def _kept(triangle: Array, directions: tuple[Array, ...], rank: int) -> dict[str, Any]:
+    r11, r12, r22 = _split(triangle)
+    lengths, left, sigma, right = directions
     basis = (right[:rank] / sigma[:rank, None].astype(right.dtype)).conj().T / lengths.T
     image = left.conj().T @ (r12 @ basis)
     # What leaves the smaller space is outside of it too.

@@ -1,9 +1,9 @@
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 
@@ -55,7 +55,7 @@ class Snapshots(eqx.Module):
             raise ValueError(f"`weights` must have shape [M] = [{len(self.x)}]; got {list(self.weights.shape)}")
         for name in ("x", "y"):
             _check_finite(name, getattr(self, name))
-        if self.weights is not None and not isinstance(self.weights, jax.core.Tracer):
+        if self.weights is not None and not isinstance(self.weights, Tracer):
             w = np.asarray(self.weights)
             if not (np.all(np.isfinite(w)) and np.all(w > 0)):
                 m = int(np.argmin(np.where(np.isfinite(w), w, -np.inf)))
@@ -109,8 +109,8 @@ def _states(name: str, value: Any) -> Array:
 
 
 def _check_finite(name: str, value: Array) -> None:
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
-    bad = ~np.isfinite(np.asarray(value)).all(axis=1)
+    bad = np.logical_not(np.isfinite(np.asarray(value)).all(axis=1)).reshape(-1)
     if bad.any():
         raise ValueError(f"`{name}` must be finite; snapshot {int(np.argmax(bad))} of {len(bad)} is not")

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Inexact
 
 from .factor import Dictionary, Factor, _check_num, _coordinates, _truncated, promoted, witnesses_of
@@ -113,7 +114,7 @@ def stochastic_factor(
     again = Snapshots(snapshots.x, second, snapshots.weights, snapshots.kind)
     _check_num(dictionary, snapshots, snapshots.num_snapshots)
     same = snapshots.y == again.y
-    if not isinstance(same, jax.core.Tracer) and bool(jnp.all(same)):
+    if not isinstance(same, Tracer) and bool(jnp.all(same)):
         raise ValueError("`second` equals the first successors: they must be drawn independently of each other")
     triangle = _triangle(dictionary, snapshots, again.y)
     n = triangle.shape[1] // 3

@@ -44,13 +44,14 @@ def _reduce(dictionary: Any, x: Array, y: Array, scale: Array, block: int | None
     num = len(x)
     values = jax.eval_shape(dictionary, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
     width = 2 * values.shape[0]
-    if block is None:
+    rows = block
+    if rows is None:
         at_once = _AT_ONCE // (width * values.dtype.itemsize)
         # A triangle of `width` rows is factorised again with each block: four times as many new rows keep that cheap.
-        block = num if num <= at_once else max(4 * width, min(at_once, 2048))
-    if start is None and block >= num >= width:
+        rows = num if num <= at_once else max(4 * width, min(at_once, 2048))
+    if start is None and rows >= num >= width:
         return _triangle(_rows(dictionary, x, y, scale))
-    pieces = tuple(_blocks(a, min(block, num)) for a in (x, y, scale))
+    pieces = tuple(_blocks(a, min(rows, num)) for a in (x, y, scale))
     first = jnp.zeros((width, width), values.dtype) if start is None else start
 
     def step(triangle: Array, piece: tuple[Array, ...]) -> tuple[Array, None]:

@@ -42,8 +42,12 @@ def forced_orbit(
     """
     if len(states) < 2:
         raise ValueError(f"`states` must hold at least two states [T, M]; got shape {list(states.shape)}")
-    alpha = jnp.asarray(alpha, states.dtype)
+    # An array, so that another strength is not another program.
+    return _forced_orbit(model, states, jnp.asarray(alpha, states.dtype), z0)
 
+
+@eqx.filter_jit
+def _forced_orbit(model: AbstractSimulator, states: Array, alpha: Array, z0: Array | None) -> Array:
     def step(z, target):
         new = model((1 - alpha) * z + alpha * target)
         return new, new
@@ -80,12 +84,18 @@ def loss(
     """
     if data.ndim not in (2, 3):
         raise ValueError(f"`data` must have shape [T, d] or [B, T, d]; got {list(data.shape)}")
+    return _loss(model, data, jnp.asarray(alpha, data.dtype), observation)
+
+
+@eqx.filter_jit
+def _loss(model: AbstractSimulator, data: Array, alpha: Array, observation: AbstractObservation) -> Array:
     batch = data[None] if data.ndim == 2 else data
     states = observation.encode(batch)
     predicted = jax.vmap(lambda s: forced_orbit(model, s, alpha))(states)
     return jnp.mean((observation.decode(predicted) - batch[:, 1:]) ** 2)
 
 
+@eqx.filter_jit
 def jacobian_growth(
     model: AbstractSimulator, states: Float[Array, "... T M"], estimator: Estimator = "product"
 ) -> Float[Array, ""]:
@@ -136,6 +146,7 @@ def jacobian_growth(
     return jnp.max(jnp.exp(jnp.mean(jnp.log(norms), axis=1)))
 
 
+@eqx.filter_jit
 def alpha_star(
     model: AbstractSimulator, states: Float[Array, "... T M"], estimator: Estimator = "product"
 ) -> Float[Array, ""]:
@@ -247,6 +258,7 @@ class AnnealedForcing(AbstractForcing):
         self.count = jnp.zeros((), jnp.int32)
         self.estimator, self.every = estimator, every
 
+    @eqx.filter_jit
     def update(self, model: AbstractSimulator, states: Float[Array, "B T M"]) -> "AnnealedForcing":
         """Return the forcing after one more training step."""
         due: Bool[Array, ""] = self.count % self.every == 0

@@ -92,18 +92,17 @@ def _histogram_divergence(data: Array, generated: Array, bins: int, smoothing: f
         return jnp.where(inside, cell @ powers, -1)
 
     # Counting by sorting needs memory for the points, not for the bins**d bins, nearly all of which are empty.
-    first, second = index(data), index(generated)
-    cells = jnp.sort(jnp.concatenate([first, second]))
+    where, own = jnp.concatenate([index(data), index(generated)]), np.arange(len(data) + len(generated)) < len(data)
+    cells, own = jax.lax.sort((where, jnp.asarray(own, jnp.int32)), num_keys=1)
     new = jnp.concatenate([jnp.array([True]), cells[1:] != cells[:-1]])
-
-    def count(indices):
-        left = jnp.searchsorted(jnp.sort(indices), cells, side="left")
-        right = jnp.searchsorted(jnp.sort(indices), cells, side="right")
-        return (right - left).astype(data.dtype)
+    left, right = (jnp.searchsorted(cells, cells, side=side) for side in ("left", "right"))
+    before = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(own)])
+    first = before[right] - before[left]
+    second = (right - left).astype(first.dtype) - first
 
     total = float(bins**size)
-    p = (count(first) + smoothing) / (len(data) + smoothing * total)
-    q = (count(second) + smoothing) / (len(generated) + smoothing * total)
+    p = (first.astype(data.dtype) + smoothing) / (len(data) + smoothing * total)
+    q = (second.astype(data.dtype) + smoothing) / (len(generated) + smoothing * total)
     counted = new & (cells >= 0)
     full = jnp.sum(jnp.where(counted, p * jnp.log(p / q), 0.0))
     empty_p = smoothing / (len(data) + smoothing * total)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 
+@eqx.filter_jit
 def orbit(fn: Callable[[Array], Array], z0: Float[Array, " d"], num_steps: int) -> Float[Array, "T d"]:
     r"""Iterate a map.
 
@@ -147,6 +148,7 @@ class ShallowPLRNN(AbstractSimulator):
             slope = slope - (s > 0).astype(s.dtype)
         return jnp.diag(self.A) + (self.W1 * slope[None]) @ self.W2
 
+    @eqx.filter_jit
     def lipschitz(self) -> Float[Array, ""]:
         r"""Bound the Lipschitz constant of the map, from its parameters alone.
 
@@ -171,6 +173,7 @@ class ShallowPLRNN(AbstractSimulator):
         balanced = _norm(first * down[None]) * _norm(second * up[:, None])
         return self._margin() * (centre + jnp.minimum(plain, balanced) / 2)
 
+    @eqx.filter_jit
     def invariant_radius(self) -> Float[Array, ""]:
         r"""Bound the ball that orbits do not leave.
 

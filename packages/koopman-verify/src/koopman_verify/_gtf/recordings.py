@@ -32,6 +32,7 @@ class Recording(eqx.Module):
     mean: Float[Array, " d"]
     scale: Float[Array, " d"]
 
+    @eqx.filter_jit
     def standardised(self) -> "Recording":
         """Return the recording with mean 0 and standard deviation 1 in each coordinate; constant ones become 0."""
         mean, spread = jnp.mean(self.values, axis=0), jnp.std(self.values, axis=0)
@@ -249,16 +250,19 @@ def _record(
     if noise < 0:
         raise ValueError(f"`noise` must not be negative; got {noise}")
     flow = FlowMap(field, dt, max(1, int(np.ceil(dt / 0.01 - 1e-9))))
-    key_0, key_n = jr.split(key)
-    values = _run(flow, centre + jr.normal(key_0, centre.shape, centre.dtype), burn_in + num - 1)[burn_in:]
-    if noise > 0:
-        values = values + noise * jnp.std(values, axis=0, keepdims=True) * jr.normal(key_n, values.shape, values.dtype)
-    if not bool(jnp.all(jnp.isfinite(values))):
+    values = _values(flow, centre, key, num, noise, burn_in)
+    if not np.all(np.isfinite(np.asarray(values))):
         raise ValueError(f"the orbit diverges: `dt` = {dt} is too large")
     return _recording(values, dt)
 
 
-_run = eqx.filter_jit(orbit)
+@eqx.filter_jit
+def _values(flow: FlowMap, centre: Array, key: PRNGKeyArray, num: int, noise: float, burn_in: int) -> Array:
+    key_0, key_n = jr.split(key)
+    values = orbit(flow, centre + jr.normal(key_0, centre.shape, centre.dtype), burn_in + num - 1)[burn_in:]
+    if noise > 0:
+        values = values + noise * jnp.std(values, axis=0, keepdims=True) * jr.normal(key_n, values.shape, values.dtype)
+    return values
 
 
 def _recording(values: Array, dt: float) -> Recording:

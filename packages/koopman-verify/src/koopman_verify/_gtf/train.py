@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import optax
 from implicit_core import RESULTS
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -50,7 +51,7 @@ class TrainState(eqx.Module):
         learned = eqx.filter((model, observation), eqx.is_inexact_array)
         if forcing is None:
             forcing = AnnealedForcing(dtype=jnp.result_type(*jax.tree.leaves(learned)))
-        return cls(model, observation, optim.init(learned), forcing, jnp.array(False))
+        return cls(model, observation, eqx.filter_jit(optim.init)(learned), forcing, jnp.asarray(np.array(False)))
 
 
 class Training(eqx.Module):
@@ -211,14 +212,14 @@ def train(
             state, recordings, jr.fold_in(key, done), limit, optim, regularisation, batch_size, length, chunk
         )
         kept = min(chunk, num_steps - done)
-        pieces.append(jax.tree.map(lambda x, kept=kept: x[:kept], piece))
+        pieces.append([np.asarray(x)[:kept] for x in piece])
         done += kept
         if progress:
-            last = [float(x[kept - 1]) for x in piece]
+            last = [float(x[-1]) for x in pieces[-1]]
             print(f"step {done:6d}  loss {last[0]:.3e}  alpha {last[1]:.3f}", file=sys.stderr)
         if bool(state.failed):
             break
-    losses, alphas, failed = (jnp.concatenate(parts) for parts in zip(*pieces, strict=True))
+    losses, alphas, failed = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
     return _finish(state, losses, alphas, failed, throw)
 
 
@@ -267,7 +268,7 @@ def _recordings(data: Array, length: int) -> Array:
     recordings = data[None] if data.ndim == 2 else data
     if not 2 <= length <= recordings.shape[1]:
         raise ValueError(f"`length` must be in 2...T = {recordings.shape[1]}, the length of `data`; got {length}")
-    if not bool(jnp.all(jnp.isfinite(recordings))):
+    if not np.all(np.isfinite(np.asarray(data))):
         raise ValueError("`data` must be finite; remove or interpolate NaN and infinite values first")
     return recordings
 
@@ -288,11 +289,11 @@ def _check_fit(model: AbstractSimulator, observation: AbstractObservation, recor
         )
 
 
-def _finish(state: TrainState, losses: Array, alphas: Array, failed: Array, throw: bool) -> Training:
+def _finish(state: TrainState, losses: np.ndarray, alphas: np.ndarray, failed: np.ndarray, throw: bool) -> Training:
     result = RESULTS.where(state.failed, RESULTS.nonfinite, RESULTS.successful)  # pyright: ignore[reportArgumentType]
-    num_steps = len(losses) - int(jnp.sum(failed))
-    losses, alphas = losses[: num_steps + 1], alphas[: num_steps + 1]
-    training = Training(state.model, state.observation, result, {"num_steps": num_steps}, losses, alphas)
+    num_steps = len(losses) - int(np.sum(failed))
+    course = [jnp.asarray(x[: num_steps + 1]) for x in (losses, alphas)]
+    training = Training(state.model, state.observation, result, {"num_steps": num_steps}, *course)
     if throw and bool(state.failed):
         raise RuntimeError(
             f"training stopped after {num_steps} steps, as a loss or a gradient was not finite. Likely causes: too little "

@@ -4,11 +4,12 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact
 
 from .._dictionaries.dictionary import AbstractDictionary
-from .._factor.factor import Factor, _truncated
+from .._factor.factor import Factor, _truncated, witnesses_of
 from .._factor.snapshots import Snapshots
 from .kernels import AbstractKernel, gram
 
@@ -103,7 +104,7 @@ def kernel_factor(kernel: Callable, snapshots: Snapshots, *, rank_tol: float | N
     if not (math.isfinite(smallest) and math.isfinite(largest)):
         raise ValueError("`kernel` returned a value that is not finite on `snapshots`")
     # Of the matrix's entries and its eigenvalues, and what was cut off to make it Hermitian and positive.
-    error = 8 * eps * float(jnp.linalg.norm(values)) + max(0.0, -smallest) + float(skew)
+    error = 8 * eps * float(np.linalg.norm(np.asarray(values))) + max(0.0, -smallest) + float(skew)
     if largest <= 0 or max(-smallest, float(skew)) > 32 * num * eps * largest:
         raise ValueError(
             f"`kernel` is not positive semidefinite on `snapshots`: the eigenvalues of its matrix are between {smallest:.1e} "
@@ -111,13 +112,13 @@ def kernel_factor(kernel: Callable, snapshots: Snapshots, *, rank_tol: float | N
         )
     parts = _truncated(triangle, tol)
     # So that Factor.rounding(z) = sqrt(error) * (1 + |z|) * |basis|.
-    worst = jnp.linalg.norm(parts["basis"], 2) * (math.sqrt(error) / (4 * math.sqrt(num) * eps))
-    scales = jnp.stack([jnp.ones_like(worst), jnp.ones_like(worst), jnp.zeros_like(worst), worst])
+    worst = np.linalg.norm(np.asarray(parts["basis"]), 2) * (math.sqrt(error) / (4 * math.sqrt(num) * eps))
+    scales = jnp.asarray(np.array([1.0, 1.0, 0.0, worst]), snapshots.x.dtype)
     return Factor(
         dictionary=KernelSections(kernel, snapshots.x),
         num_snapshots=num,
         kind=snapshots.kind,
-        witnesses=snapshots.x[:: max(1, num // 64)][:64],
+        witnesses=witnesses_of(snapshots.x),
         space="rkhs",
         operator="perron-frobenius",
         **(parts | {"scales": scales}),

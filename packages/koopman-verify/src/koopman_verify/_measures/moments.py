@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, TypeAlias, get_args
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +44,11 @@ def autocorrelations(series: Any, num_lags: int) -> Inexact[Array, " lags"]:
         raise ValueError(f"`num_lags` must be from 1 to M = {len(g)}; got {num_lags}")
     g = g if jnp.issubdtype(g.dtype, jnp.inexact) else g.astype(jnp.result_type(float))
     g = checked("series", g, jnp.isfinite(g), "finite")
+    return _correlations(g, num_lags)
+
+
+@eqx.filter_jit
+def _correlations(g: Array, num_lags: int) -> Array:
     transform = jnp.fft.fft(g, len(g) + num_lags)  # the zeros keep the end from meeting the beginning
     sums = jnp.fft.ifft(jnp.square(jnp.abs(transform)))[:num_lags]
     sums = sums if jnp.iscomplexobj(g) else sums.real
@@ -68,7 +74,12 @@ def filter_values(name: Filter, x: Any) -> Float[Array, "..."]:
     """
     if name not in get_args(Filter):
         raise ValueError(f"`filter` must be one of {get_args(Filter)}; got {name!r}")
-    x = jnp.clip(jnp.abs(jnp.asarray(x, jnp.result_type(float)) if not hasattr(x, "dtype") else jnp.asarray(x)), 0, 1)
+    return _filter(name, jnp.asarray(x) if hasattr(x, "dtype") else jnp.asarray(x, jnp.result_type(float)))
+
+
+@eqx.filter_jit
+def _filter(name: Filter, x: Array) -> Array:
+    x = jnp.clip(jnp.abs(x), 0, 1)
     if name == "fejer":
         return 1 - x
     if name == "vandeven":
@@ -138,6 +149,7 @@ def _moment_arguments(moments: Any, theta: Any) -> tuple[Complex[Array, " N"], F
     return m, checked("theta", theta, jnp.isfinite(theta), "finite")
 
 
+@eqx.filter_jit
 def _filtered_sum(moments: Array, theta: Array, filter: Filter) -> Array:
     lags = jnp.arange(len(moments)).astype(theta.dtype)
     weights = filter_values(filter, lags / len(moments))

@@ -1,11 +1,10 @@
 from typing import Any
 
 import equinox as eqx
-import jax
-import jax.core
 import jax.numpy as jnp
 import jax.scipy.linalg as jsp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Complex, Float, Inexact
 
 from .._factor.factor import Factor, promoted
@@ -138,7 +137,7 @@ def coordinates_of(factor: Factor, coefficients: Any) -> Inexact[Array, "r ..."]
 
 def checked(name: str, value: Array, good: Array, wanted: str) -> Array:
     """Return the value, or raise if not all of `good`: at once if it can be looked at, at run time under `jit`."""
-    if isinstance(good, jax.core.Tracer):
+    if isinstance(good, Tracer):
         return eqx.error_if(value, ~jnp.all(good), f"`{name}` must be {wanted}")
     if not bool(jnp.all(good)):
         raise ValueError(f"`{name}` must be {wanted}; got {value}")

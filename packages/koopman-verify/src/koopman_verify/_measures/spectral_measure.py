@@ -1,5 +1,6 @@
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -84,6 +85,11 @@ def wave_packet(mp: MeasurePreserving, coefficients: Any, theta: Any, epsilon: A
     c = mp.modes(coefficients)
     if c.ndim != 1:
         raise ValueError(f"`coefficients` must be those of one observable, [N]; got {c.shape[1]} columns")
+    return _packets(mp, c, theta, epsilon, order)
+
+
+@eqx.filter_jit
+def _packets(mp: MeasurePreserving, c: Array, theta: Array, epsilon: Array, order: int) -> Eigenpairs:
     kernel, z, c = promoted(circle_kernel(mp.phases, theta, epsilon, order), mp.coordinates, c)
     circle = jax.lax.complex(jnp.cos(theta), jnp.sin(theta))
     return pairs_of(mp.factor, circle, z @ (kernel.T * c[:, None]))
@@ -108,8 +114,12 @@ def resolution(mp: MeasurePreserving, theta: Any) -> Float[Array, " T"]:
         epsilon = 2 * koopman_verify.resolution(mp, theta).max()
         ```
     """
-    theta = _finite("theta", theta, mp)
-    phases = jnp.sort(mp.phases)
+    return _gaps(mp.phases, _finite("theta", theta, mp))
+
+
+@eqx.filter_jit
+def _gaps(phases: Array, theta: Array) -> Array:
+    phases = jnp.sort(phases)
     gaps = jnp.diff(phases, append=phases[:1] + 2 * jnp.pi)  # gap i lies above phase i
     wrapped = phases[0] + jnp.mod(theta - phases[0], 2 * jnp.pi)
     around = jnp.searchsorted(phases, wrapped, side="right") - 1

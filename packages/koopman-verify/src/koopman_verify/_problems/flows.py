@@ -163,6 +163,7 @@ def pendulum(
     )
 
 
+@eqx.filter_jit
 def pendulum_frequency(x: Float[Array, "2"]) -> Float[Array, ""]:
     r"""Return the angular frequency of the pendulum's orbit through a state $(\theta, p)$.
 

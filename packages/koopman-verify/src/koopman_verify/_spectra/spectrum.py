@@ -61,12 +61,14 @@ class Spectrum(eqx.Module):
     @property
     def points(self) -> Complex[Array, " p"]:
         """The selected points of the grid."""
-        return self.grid[self._mask()]
+        mask = self._mask()
+        return jnp.asarray(np.asarray(self.grid)[mask])
 
     @property
     def bounds(self) -> Float[Array, " p"]:
         """The bound at each of `points`."""
-        return self.distances[self._mask()]
+        mask = self._mask()
+        return jnp.asarray(np.asarray(self.distances)[mask])
 
     @property
     def kind(self) -> Literal["exact", "quadrature", "training"]:
@@ -78,7 +80,8 @@ class Spectrum(eqx.Module):
     def with_kappa(self, kappa: float | int) -> "Spectrum":
         """Return the selection for another `kappa`, from the same distances: next to no work."""
         result = choose(self.result == RESULTS.nothing_found, RESULTS.successful, self.result)
-        selected, error, result = _selection(self.grid, self.distances, _positive(kappa), result)
+        reach = jnp.asarray(_positive(kappa), self.distances.dtype)
+        selected, error, result = _selection(self.grid, self.distances, reach, result)
         where = lambda s: (s.selected, s.error, s.result)
         return dataclasses.replace(eqx.tree_at(where, self, (selected, error, result)), kappa=float(kappa))
 
@@ -147,7 +150,10 @@ def verified_spectrum(
         raise ValueError(f"`grid` must hold complex numbers, [k]; got {grid.dtype}{list(grid.shape)}")
     kappa = _positive(kappa)
     distances = pseudospectrum(factor, grid, method=method)
-    spectrum = _select(factor, grid, distances, kappa, bool(measure_preserving))
+    # An array, so that another `kappa` is not another program.
+    reach = jnp.asarray(kappa, distances.dtype)
+    spectrum = _select(factor, grid, distances, reach, bool(measure_preserving))
+    spectrum = dataclasses.replace(spectrum, kappa=kappa)
     if throw:
         failed = spectrum.result != RESULTS.successful
         spectrum = spectrum.result.error_if(spectrum, failed)
@@ -155,7 +161,7 @@ def verified_spectrum(
 
 
 @eqx.filter_jit
-def _select(factor: Factor, grid: Array, h: Array, kappa: float, measure_preserving: bool) -> Spectrum:
+def _select(factor: Factor, grid: Array, h: Array, kappa: Array, measure_preserving: bool) -> Spectrum:
     grid = grid.astype(np.result_type(factor.A.dtype, np.complex64))
     rounding = factor.rounding(grid)
     distances, violation = h + rounding, jnp.zeros((), h.dtype)
@@ -181,7 +187,7 @@ def _select(factor: Factor, grid: Array, h: Array, kappa: float, measure_preserv
         isometry_defect=factor.isometry_defect,
         violation=violation,
         result=result,
-        kappa=kappa,
+        kappa=0.0,
         measure_preserving=measure_preserving,
         num_snapshots=factor.num_snapshots,
         snapshots_kind=factor.kind,
@@ -191,7 +197,7 @@ def _select(factor: Factor, grid: Array, h: Array, kappa: float, measure_preserv
 
 
 @eqx.filter_jit
-def _selection(grid: Array, distances: Array, kappa: float, result: RESULTS) -> tuple[Array, Array, RESULTS]:
+def _selection(grid: Array, distances: Array, kappa: Array, result: RESULTS) -> tuple[Array, Array, RESULTS]:
     selected = _local_minimisers(grid, distances, kappa)
     found = jnp.any(selected)
     error = jnp.where(found, jnp.max(jnp.where(selected, distances, -jnp.inf)), jnp.inf)
@@ -205,7 +211,7 @@ def _positive(kappa: Any) -> float:
     return float(kappa)
 
 
-def _local_minimisers(grid: Array, d: Array, kappa: float) -> Array:
+def _local_minimisers(grid: Array, d: Array, kappa: Array) -> Array:
     """Say which points have the least value within reach of some point, comparing a block of points at a time."""
     num = len(grid)
     block = max(1, min(num, _AT_ONCE // num))
