@@ -285,6 +285,8 @@ def default_slack(dtype: Any) -> float:
 
 def generator(key: PRNGKeyArray) -> np.random.Generator:
     """Return a NumPy generator whose stream the key decides."""
+    if not isinstance(key, (jax.Array, np.ndarray)):
+        raise TypeError(f"`key` must be a key, as from `jax.random.key(0)`; got {key!r}")
     data = jr.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     return np.random.default_rng(np.asarray(data, np.uint32).ravel())
 

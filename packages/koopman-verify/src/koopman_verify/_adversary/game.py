@@ -239,6 +239,8 @@ def play(
         *Limits and Powers of Koopman Learning*, arXiv:2407.06312, proves that no algorithm escapes. The construction is
         ours.
     """
+    if not callable(algorithm):
+        raise TypeError(f"`algorithm` must be a callable of a map and a budget; got {type(algorithm).__name__}")
     growth, tolerance, height = float(growth), float(tolerance), float(height)
     slack = default_slack(jnp.result_type(float)) if slack is None else float(slack)
     if not (budget >= 1 and growth > 1 and max_budget >= budget and max_oscillations >= 1):

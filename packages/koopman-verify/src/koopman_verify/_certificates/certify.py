@@ -27,8 +27,8 @@ _ROW = {text.partition(":")[0]: row for row, text in enumerate(REFUSALS)}
 def certify(
     pairs: Eigenpairs,
     holdout: Snapshots | ExactIntegrals | KnownModulus | None = None,
-    *,
     level: float = 0.99,
+    *,
     method: Method = "auto",
     bound: Any = None,
     block: int | None = None,
@@ -75,12 +75,12 @@ def certify(
         print(koopman_verify.certify(pairs, fresh_snapshots, tol=0.3))
         ```
     """
-    if not 0 < level < 1:
+    if not isinstance(level, (int, float, np.number)) or not 0 < level < 1:
         raise ValueError(f"`level` must be between 0 and 1; got {level}")
     if method not in get_args(Method):
         raise ValueError(f"`method` must be one of {get_args(Method)}; got {method!r}")
-    if tol is not None and not tol > 0:
-        raise ValueError(f"`tol` must be positive; got {tol}")
+    if tol is not None and not (isinstance(tol, (int, float, np.number)) and 0 < tol < math.inf):
+        raise ValueError(f"`tol` must be positive and finite; got {tol!r}")
     if not isinstance(pairs, Eigenpairs):
         raise TypeError(f"`pairs` must be `Eigenpairs`; got {type(pairs).__name__}")
     if measure_preserving and not isinstance(holdout, Snapshots):
@@ -206,7 +206,7 @@ def _from_holdout(
     tol: float | None,
     measure_preserving: bool,
 ) -> Certificate:
-    _check_holdout(pairs, holdout)
+    holdout = _checked_holdout(pairs, holdout)
     values = pointwise(pairs, holdout)
     n, d, inflation = values.n, values.d, 1.0
     reasons: dict[str, Array] = {}
@@ -263,7 +263,7 @@ def _from_holdout(
     )
 
 
-def _check_holdout(pairs: Eigenpairs, holdout: Snapshots) -> None:
+def _checked_holdout(pairs: Eigenpairs, holdout: Snapshots) -> Snapshots:
     _check_space(pairs)
     if holdout.kind == "quadrature":
         raise ValueError(
@@ -271,7 +271,7 @@ def _check_holdout(pairs: Eigenpairs, holdout: Snapshots) -> None:
             "`KnownModulus`"
         )
     if pairs.witnesses is None:
-        return
+        return holdout
     if pairs.witnesses.shape[1] != holdout.x.shape[1]:
         raise ValueError(
             f"`holdout` must have states of dimension {pairs.witnesses.shape[1]}, as the fit; got {holdout.x.shape[1]}"
@@ -281,9 +281,10 @@ def _check_holdout(pairs: Eigenpairs, holdout: Snapshots) -> None:
         used = used | jnp.any(jnp.all(holdout.x == state[None], axis=1))
     message = "`holdout` holds states that the fit has used: a bound needs snapshots that it has not seen"
     if isinstance(used, Tracer):
-        return
+        return eqx.tree_at(lambda s: s.x, holdout, eqx.error_if(holdout.x, used, message))
     if bool(used):
         raise ValueError(message)
+    return holdout
 
 
 def _blocks(values: Pointwise, block: int | None) -> tuple[Array, Array, int, Array]:
