@@ -42,8 +42,8 @@ class Factor(eqx.Module):
     - `scales`: norms of $R_{11}$, $R_{12}$, $R_{22}$ and of the inverse of $R_{11}$, the columns scaled alike: what
         rounding errors are measured by.
     - `witnesses`: some training states `[k, d]`, by which [`koopman_verify.certify`][] recognises data that was used.
-    - `num_snapshots`, `kind`: $M$ and where the snapshots came from. `num_distinct`: how many of them differ (of a stream:
-        within the blocks); `None` if that was not counted. `space`, `operator`: `"L2"` and `"koopman"`, or
+    - `num_snapshots`, `kind`: $M$ and where the snapshots came from. `num_distinct`: how many of them differ, as far
+        as a look at some 16,000 of them (of each block of a stream) tells; `None` if nobody looked. `space`, `operator`: `"L2"` and `"koopman"`, or
         what a kernel factor speaks of.
     - `rank`, `size`: $r$ and $N$.
 
@@ -177,8 +177,9 @@ def factor(
     if block is not None and block < 1:
         raise ValueError(f"`block` must be positive; got {block}")
     if isinstance(snapshots, Snapshots):
-        first, num, distinct = snapshots, snapshots.num_snapshots, num_distinct(snapshots)
+        first, num = snapshots, snapshots.num_snapshots
         _check_num(dictionary, first, num)
+        distinct = num_distinct(first, _size(dictionary, first))
         if mesh is None:
             triangle = triangle_of(dictionary, first, block=block)
         else:
@@ -248,7 +249,7 @@ def _enough(triangle: Array, distinct: Array) -> Array:
     if int(distinct) <= size:
         raise ValueError(
             "`snapshots` must hold more pairs that differ than `dictionary` has functions; got "
-            f"{int(distinct)} different pairs for N = {size}. Repeated snapshots add nothing, and every residual is zero."
+            f"{int(distinct)} different pairs for N = {size}. Likely cause: repeated snapshots, which add nothing, so that every residual is zero."
         )
     return triangle
 
@@ -258,18 +259,18 @@ def _consume(
 ) -> tuple[Array, Snapshots, int, Array]:
     if not isinstance(stream, Iterable):
         raise TypeError(f"`snapshots` must be a `Snapshots` or an iterable of them; got {type(stream).__name__}")
-    triangle, first, num, distinct = None, None, 0, jnp.zeros((), int)
+    triangle, first, num, size, distinct = None, None, 0, 0, jnp.zeros((), int)
     for piece in stream:
         if not isinstance(piece, Snapshots):
             raise TypeError(f"`snapshots` must be a `Snapshots` or an iterable of them; met {type(piece).__name__}")
         if first is None:
             first = piece
-            _size(dictionary, first)
+            size = _size(dictionary, first)
         if (piece.weights is None) != (first.weights is None) or piece.kind != first.kind:
             raise ValueError("`snapshots`: all blocks must be of one kind, and either all or none must have weights")
         triangle = triangle_of(dictionary, piece, block=block, start=triangle)
         num += piece.num_snapshots
-        distinct = distinct + num_distinct(piece)
+        distinct = distinct + num_distinct(piece, size)
     if triangle is None or first is None:
         raise ValueError("`snapshots` is an iterable without a single block")
     return triangle, first, num, distinct
