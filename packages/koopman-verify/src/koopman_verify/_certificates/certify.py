@@ -357,6 +357,13 @@ class MeasureAudit(eqx.Module):
     - `defect`: $\lVert L-I\rVert_2$ on the given snapshots: of the map and of the finite data together.
     - `excess`: $|1-|\lambda|| - (\mathrm{res} + 1-\sqrt{1-\delta} + \tau)$ for each pair, `[k]`.
     - `violated`: where the excess is positive, `[k]`: no isometry has such a pair.
+
+    !!! Example
+
+        ```python
+        audit = koopman_verify.audit_measure_preserving(pairs, fresh_snapshots)
+        print(audit.defect, audit.violated)
+        ```
     """
 
     defect: Float[Array, ""]

@@ -137,7 +137,7 @@ def line_measure(matrix: Any, vector: Any, x: Any, epsilon: Any, order: int = 4)
     !!! Example
 
         ```python
-        line_measure(jnp.diag(jnp.arange(4.0)), jnp.ones(4), jnp.linspace(0, 3, 50), epsilon=0.5)
+        measures.line_measure(jnp.diag(jnp.arange(4.0)), jnp.ones(4), jnp.linspace(0, 3, 50), epsilon=0.5)
         ```
     """
     a, g = _inexact(matrix, vector)
