@@ -142,3 +142,19 @@ def test_the_training_data_are_not_a_holdout_set_under_jit_either():
     both = eqx.filter_jit(lambda x: kv.certify(kv.edmd(kv.factor(MODES, Snapshots(x, x**2))), Snapshots(x, x**2)).upper)
     with pytest.raises(Exception, match="states that the fit has used"):
         both(x)
+
+
+def test_a_small_time_step_is_flagged():
+    # K is close to the identity: every residual is small, whatever the functions.
+    x = jr.uniform(jr.key(0), (400, 1), maxval=2 * jnp.pi)
+    fresh = jr.uniform(jr.key(1), (400, 1), maxval=2 * jnp.pi)
+    bumps = lambda x: jnp.exp(-((x[0] - jnp.arange(1.0, 6.0)) ** 2))
+    pairs = kv.edmd(kv.factor(bumps, Snapshots(x, x + 1e-4)))
+    certificate = kv.certify(pairs, Snapshots(fresh, fresh + 1e-4))
+    assert jnp.max(certificate.upper) < 1e-3  # true, and no achievement
+    assert jnp.any(certificate.near_identity)
+    assert "is the time step small?" in certificate.assumptions[-1]
+    assert "[near 1]" in str(certificate)
+    far = kv.certify(kv.edmd(FACTOR), Snapshots(fresh, fresh + 1.0))
+    assert int(jnp.sum(far.near_identity)) == 1  # the constant function, which has its own mark
+    assert "near 1" not in str(far)
