@@ -8,7 +8,7 @@ from ._dictionaries.compose import Concatenate, Constant, Delay, Product
 from ._dictionaries.dictionary import AbstractDictionary, Fourier
 from ._dictionaries.hats import Hats
 from ._dictionaries.index_sets import index_products, index_set
-from ._dictionaries.learned import LearnedDictionary, Training, train_dictionary
+from ._dictionaries.learned import LearnedDictionary, TrainedDictionary, train_dictionary
 from ._dictionaries.polynomials import Chebyshev, Hermite, Legendre, Monomials
 from ._dictionaries.radial import RBF, kmeans
 from ._factor.factor import Factor, factor
@@ -59,7 +59,7 @@ __all__ = [
     "Snapshots",
     "Spectrum",
     "StochasticFactor",
-    "Training",
+    "TrainedDictionary",
     "adversary",
     "audit_measure_preserving",
     "certify",

@@ -25,6 +25,13 @@ class Forecast(eqx.Module):
     - `assumptions`: what the error rests on.
     - `initial`: the states that were asked for, `[m, d]`, or `None`.
     - `dictionary`: the callable of the factor.
+
+    !!! Example
+
+        ```python
+        prediction = koopman_verify.forecast(factor, coefficients, 20, norm_bound=1.0)
+        print(prediction.kind, prediction.error[-1], prediction.assumptions)
+        ```
     """
 
     coefficients: Inexact[Array, "steps N ..."]

@@ -21,7 +21,7 @@ def invariance_defect(factor: Factor) -> Float[Array, ""]:
     !!! Example
 
         ```python
-        jax.grad(lambda p: loss.invariance_defect(factor(family(p), snapshots)))(parameters)
+        jax.grad(lambda p: loss.invariance_defect(koopman_verify.factor(family(p), snapshots)))(parameters)
         ```
     """
     return _square_norm(factor.B) / factor.rank
@@ -48,7 +48,7 @@ def residual(factor: Factor) -> Float[Array, ""]:
     !!! Example
 
         ```python
-        loss.residual(factor(dictionary, snapshots))
+        loss.residual(koopman_verify.factor(dictionary, snapshots))
         ```
     """
     b, u = promoted(factor.B, eig(factor.A)[1])
@@ -70,7 +70,7 @@ def worst_defect(factor: Factor) -> Float[Array, ""]:
     !!! Example
 
         ```python
-        loss.worst_defect(factor(dictionary, snapshots))
+        loss.worst_defect(koopman_verify.factor(dictionary, snapshots))
         ```
     """
     return jnp.linalg.svd(factor.B, compute_uv=False)[0] ** 2
@@ -94,7 +94,7 @@ def log_condition(factor: Factor) -> Float[Array, ""]:
     !!! Example
 
         ```python
-        loss.log_condition(factor(dictionary, snapshots))
+        loss.log_condition(koopman_verify.factor(dictionary, snapshots))
         ```
     """
     r11 = _full(factor, "log_condition")
@@ -119,7 +119,7 @@ def log_frobenius_condition(factor: Factor) -> Float[Array, ""]:
     !!! Example
 
         ```python
-        loss.log_frobenius_condition(factor(dictionary, snapshots))
+        loss.log_frobenius_condition(koopman_verify.factor(dictionary, snapshots))
         ```
     """
     r11 = _full(factor, "log_frobenius_condition")
@@ -146,7 +146,7 @@ def conditioned_defect(factor: Factor, *, weight: float = 1e-2, threshold: float
     !!! Example
 
         ```python
-        loss.conditioned_defect(factor(dictionary, snapshots), threshold=300.0)
+        loss.conditioned_defect(koopman_verify.factor(dictionary, snapshots), threshold=300.0)
         ```
     """
     excess = jax.nn.relu(log_frobenius_condition(factor) - jnp.log(threshold))

@@ -69,6 +69,12 @@ class Tower(eqx.Module):
     - `upper_status`, `lower_status`: of the two claims: `"derived"` (from the algorithms or the constructions of this
         package), `"reported"` (by the source, not checked here) or `"unverified"`.
     - `source`: where the claims come from.
+
+    !!! Example
+
+        ```python
+        print(sci.classify(sci.Problem()).num_limits)
+        ```
     """
 
     problem: Problem

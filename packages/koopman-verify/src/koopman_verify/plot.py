@@ -33,6 +33,12 @@ def eigenvalues(pairs: Eigenpairs, certificate: Any = None, *, circle: bool = Tr
     **Returns:**
 
     The axes, with a colour bar beside them.
+
+    !!! Example
+
+        ```python
+        plot.eigenvalues(pairs, koopman_verify.certify(pairs, fresh_snapshots))
+        ```
     """
     import matplotlib.colors
 
@@ -69,6 +75,13 @@ def pseudospectrum(z: Any, values: Any, *, levels: Any = _LEVELS, circle: bool =
     **Returns:**
 
     The axes.
+
+    !!! Example
+
+        ```python
+        z = koopman_verify.rectangle_grid(-1.5 - 1.5j, 1.5 + 1.5j, 0.05)
+        plot.pseudospectrum(z, koopman_verify.pseudospectrum(factor, z))
+        ```
     """
     axes = _plane(_axes(ax), circle=circle)
     z, values, levels = np.asarray(z, complex), np.asarray(values), np.asarray(levels, float)
@@ -97,6 +110,12 @@ def spectrum(found: Any, *, circle: bool = True, discs: bool = True, ax: Axes | 
     **Returns:**
 
     The axes.
+
+    !!! Example
+
+        ```python
+        plot.spectrum(koopman_verify.verified_spectrum(factor, koopman_verify.polar_grid(241)))
+        ```
     """
     from matplotlib.collections import EllipseCollection
 
@@ -126,6 +145,12 @@ def residuals(pairs: Eigenpairs, certificate: Any = None, *, ax: Axes | None = N
     **Returns:**
 
     The axes.
+
+    !!! Example
+
+        ```python
+        plot.residuals(pairs, koopman_verify.certify(pairs, fresh_snapshots))
+        ```
     """
     axes = _axes(ax)
     training = np.atleast_1d(np.asarray(pairs.residuals))
@@ -157,6 +182,12 @@ def measure(theta: Any, density: Any, exact: Any = None, *, label: str | None = 
     **Returns:**
 
     The axes.
+
+    !!! Example
+
+        ```python
+        plot.measure(theta, koopman_verify.spectral_measure(mp, coefficients, theta, 0.1))
+        ```
     """
     axes = _axes(ax)
     axes.plot(np.asarray(theta), np.asarray(density), label=label)

@@ -58,6 +58,12 @@ class Gaps(eqx.Module):
 
     - `knots`: increasing radii `[K]`, at least two.
     - `heights`: the value on the middle of each gap, `[K - 1]`; a gap of height zero is left alone.
+
+    !!! Example
+
+        ```python
+        adversary.Twist(adversary.Gaps(jnp.array([0.2, 0.5, 0.9]), jnp.array([1.0, 0.5])))
+        ```
     """
 
     knots: Float[Array, " K"]
@@ -103,7 +109,7 @@ class Twist(eqx.Module):
     !!! Example
 
         ```python
-        f = Twist(lambda r: 1.7 * r**2)
+        f = adversary.Twist(lambda r: 1.7 * r**2)
         f(jnp.array([0.5, 0.0])), f.spectrum, f.distance_to_spectrum(0.5 + 0j)
         ```
 
@@ -150,6 +156,13 @@ class Conjugacy(eqx.Module):
     **Attributes:**
 
     - `centres`, `radii`: of the balls, `[n, 2]` and `[n]`. A radius of zero is no twist.
+
+    !!! Example
+
+        ```python
+        h = adversary.involution_through(x, y, jr.key(0)).conjugacy
+        h.inverse(h(x[0]))
+        ```
     """
 
     centres: Float[Array, "n 2"]
@@ -192,6 +205,13 @@ class ConjugatedTwist(eqx.Module):
 
     - `conjugacy`: $H$.
     - `twist`: $F_1$.
+
+    !!! Example
+
+        ```python
+        f = adversary.play(algorithm).map
+        f(jnp.array([0.3, 0.4])), f.spectrum
+        ```
     """
 
     conjugacy: Conjugacy
@@ -231,6 +251,13 @@ class Involution(eqx.Module):
     - `conjugacy`: $H$.
     - `mismatch`: the largest measured $|F_0(x_j) - y_j|$ over the snapshots as given.
     - `lipschitz_estimate`: the largest $\|DF_0\|$ at sampled points: a lower bound on the Lipschitz constant.
+
+    !!! Example
+
+        ```python
+        f = adversary.involution_through(x, y, jr.key(0))
+        f(f(x[0]))
+        ```
     """
 
     conjugacy: Conjugacy
@@ -285,6 +312,8 @@ def default_slack(dtype: Any) -> float:
 
 def generator(key: PRNGKeyArray) -> np.random.Generator:
     """Return a NumPy generator whose stream the key decides."""
+    if not isinstance(key, (jax.Array, np.ndarray)):
+        raise TypeError(f"`key` must be a key, as from `jax.random.key(0)`; got {key!r}")
     data = jr.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     return np.random.default_rng(np.asarray(data, np.uint32).ravel())
 

@@ -27,7 +27,17 @@ QueryMap: TypeAlias = Callable[[Any], np.ndarray]
 
 
 class QueryBudgetError(RuntimeError):
-    """Raised inside a black box that asks for more images than its budget."""
+    """Raised inside a black box that asks for more images than its budget.
+
+    !!! Example
+
+        ```python
+        try:
+            images = query_map(points)
+        except adversary.QueryBudgetError:
+            return ()
+        ```
+    """
 
 
 def hausdorff_to_circle(points: Any, *, num_angles: int = 4096) -> float:
@@ -44,7 +54,7 @@ def hausdorff_to_circle(points: Any, *, num_angles: int = 4096) -> float:
     !!! Example
 
         ```python
-        hausdorff_to_circle([1, -1])  # sqrt(2)
+        adversary.hausdorff_to_circle([1, -1])  # sqrt(2)
         ```
     """
     z = np.asarray(points, complex).ravel()
@@ -69,7 +79,7 @@ def hausdorff_to_two_points(points: Any) -> float:
     !!! Example
 
         ```python
-        hausdorff_to_two_points([1, -1j])  # sqrt(2)
+        adversary.hausdorff_to_two_points([1, -1j])  # sqrt(2)
         ```
     """
     z = np.asarray(points, complex).ravel()
@@ -94,6 +104,13 @@ class Play(eqx.Module):
     - `num_oscillations`: how often the output went from within the tolerance of one spectrum to within that of the other.
     - `tolerance`: how near counts as there.
     - `verdict`: what this shows, in words.
+
+    !!! Example
+
+        ```python
+        game = adversary.play(algorithm)
+        print(game.num_oscillations, game.verdict)
+        ```
     """
 
     budgets: np.ndarray
@@ -239,6 +256,8 @@ def play(
         *Limits and Powers of Koopman Learning*, arXiv:2407.06312, proves that no algorithm escapes. The construction is
         ours.
     """
+    if not callable(algorithm):
+        raise TypeError(f"`algorithm` must be a callable of a map and a budget; got {type(algorithm).__name__}")
     growth, tolerance, height = float(growth), float(tolerance), float(height)
     slack = default_slack(jnp.result_type(float)) if slack is None else float(slack)
     if not (budget >= 1 and growth > 1 and max_budget >= budget and max_oscillations >= 1):
@@ -323,6 +342,13 @@ class Coin:
     - `num_right`: in how many the output was within the tolerance of the true spectrum.
     - `num_identical`: in how many both maps gave the same answers, to the last bit, and so the same output.
     - `verdict`: what this shows, in words.
+
+    !!! Example
+
+        ```python
+        coin = adversary.coin(algorithm, jr.key(0))
+        print(coin.rate, coin.standard_error, coin.verdict)
+        ```
     """
 
     num_games: int

@@ -38,7 +38,7 @@ class LiouvilleTorus:
     !!! Example
 
         ```python
-        torus = LiouvilleTorus(3)
+        torus = adversary.LiouvilleTorus(3)
         torus.transfer_norms(), torus.tail_bounds(), torus.eigen_defect(1, 1)
         ```
 
@@ -163,7 +163,7 @@ class CircleRotation:
     !!! Example
 
         ```python
-        CircleRotation(Fraction(1, 3)).points(5)  # the three roots
+        adversary.CircleRotation(Fraction(1, 3)).points(5)  # the three roots
         ```
 
     ??? cite "Reference"

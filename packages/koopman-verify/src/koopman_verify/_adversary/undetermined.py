@@ -22,6 +22,13 @@ class Determination:
     - `lower`: a lower bound on the larger of the two maps' Lipschitz constants, from derivatives at sampled points.
     - `upper`: a proved upper bound on it (a product over the local twists, so mostly astronomic).
     - `modulus`: the Lipschitz constant that was given, or `None`.
+
+    !!! Example
+
+        ```python
+        answer = adversary.determined(snapshots)
+        print(answer.status, answer.required, answer.verdict)
+        ```
     """
 
     involution: Involution

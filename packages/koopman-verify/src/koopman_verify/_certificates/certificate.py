@@ -97,6 +97,14 @@ class Certificate(eqx.Module):
         return self.upper / distance
 
     @property
+    def near_identity(self) -> Bool[Array, "*k"]:
+        r"""Where the bound is no less than $|1-\lambda|$: true, and what the eigenvalue 1 of the constants implies anyway.
+
+        So it is for most pairs if the time step is small.
+        """
+        return self.upper >= abs(1 - self.eigenvalues)
+
+    @property
     def reasons(self) -> list[tuple[str, ...]]:
         """The reasons of refusal for each pair; an empty tuple where there is none."""
         table = np.asarray(self.refusals).reshape(len(REFUSALS), -1)
@@ -126,6 +134,12 @@ class Certificate(eqx.Module):
             )
         if np.any(self.trivial):
             lines.append(f"measured: {int(np.sum(self.trivial))} pair(s) with a constant function, true of every map")
+        near = int(np.sum(np.asarray(self.near_identity & ~self.trivial)))
+        if near:
+            lines.append(
+                f"measured: {near} pair(s) with a bound of at least |1 - lambda|, which eigenvalue 1 alone implies: is the "
+                "time step small?"
+            )
         return tuple(lines)
 
     def __str__(self) -> str:
@@ -136,9 +150,11 @@ class Certificate(eqx.Module):
         lines = [f"residual bounds, kind {self.kind!r} ({how}{goal})"]
         lines.append(f"{'eigenvalue':>24}  {'modulus':>9}  {'residual':>8}  {'bound':>8}  status")
         row = lambda a: np.atleast_1d(np.asarray(a))
-        columns = (row(a) for a in (self.eigenvalues, self.estimate, self.upper, self.status, self.trivial))
-        for z, estimate, upper, status, trivial, reasons in zip(*columns, self.reasons, strict=True):
-            note = "".join(f" ({reason.partition(':')[0]})" for reason in reasons[:1]) + " [constant]" * bool(trivial)
+        marks = (self.status, self.trivial, self.near_identity)
+        columns = (row(a) for a in (self.eigenvalues, self.estimate, self.upper, *marks))
+        for z, estimate, upper, status, trivial, near, reasons in zip(*columns, self.reasons, strict=True):
+            note = "".join(f" ({reason.partition(':')[0]})" for reason in reasons[:1])
+            note += " [constant]" if trivial else " [near 1]" * bool(near)
             lines.append(
                 f"{z.real:>+12.6f}{z.imag:>+11.6f}i  {abs(z):>9.6f}  {estimate:>8.2e}  {upper:>8.2e}  {status}{note}"
             )

@@ -27,8 +27,8 @@ _ROW = {text.partition(":")[0]: row for row, text in enumerate(REFUSALS)}
 def certify(
     pairs: Eigenpairs,
     holdout: Snapshots | ExactIntegrals | KnownModulus | None = None,
-    *,
     level: float = 0.99,
+    *,
     method: Method = "auto",
     bound: Any = None,
     block: int | None = None,
@@ -75,12 +75,12 @@ def certify(
         print(koopman_verify.certify(pairs, fresh_snapshots, tol=0.3))
         ```
     """
-    if not 0 < level < 1:
+    if not isinstance(level, (int, float, np.number)) or not 0 < level < 1:
         raise ValueError(f"`level` must be between 0 and 1; got {level}")
     if method not in get_args(Method):
         raise ValueError(f"`method` must be one of {get_args(Method)}; got {method!r}")
-    if tol is not None and not tol > 0:
-        raise ValueError(f"`tol` must be positive; got {tol}")
+    if tol is not None and not (isinstance(tol, (int, float, np.number)) and 0 < tol < math.inf):
+        raise ValueError(f"`tol` must be positive and finite; got {tol!r}")
     if not isinstance(pairs, Eigenpairs):
         raise TypeError(f"`pairs` must be `Eigenpairs`; got {type(pairs).__name__}")
     if measure_preserving and not isinstance(holdout, Snapshots):
@@ -219,7 +219,7 @@ def _from_holdout(
     tol: float | None,
     measure_preserving: bool,
 ) -> Certificate:
-    _check_holdout(pairs, holdout)
+    holdout = _checked_holdout(pairs, holdout)
     independent = holdout.kind == "iid"
     if holdout.num_snapshots < 2:
         raise ValueError(
@@ -300,7 +300,7 @@ def _judge(
     )
 
 
-def _check_holdout(pairs: Eigenpairs, holdout: Snapshots) -> None:
+def _checked_holdout(pairs: Eigenpairs, holdout: Snapshots) -> Snapshots:
     _check_space(pairs)
     if holdout.kind == "quadrature":
         raise ValueError(
@@ -308,16 +308,19 @@ def _check_holdout(pairs: Eigenpairs, holdout: Snapshots) -> None:
             "`KnownModulus`"
         )
     if pairs.witnesses is None:
-        return
+        return holdout
     if pairs.witnesses.shape[1] != holdout.x.shape[1]:
         raise ValueError(
             f"`holdout` must have states of dimension {pairs.witnesses.shape[1]}, as the fit; got {holdout.x.shape[1]}"
         )
+    message = "`holdout` holds states that the fit has used: a bound needs snapshots that it has not seen"
     if isinstance(holdout.x, Tracer) or isinstance(pairs.witnesses, Tracer):
-        return
+        seen = holdout.x[:, None] == pairs.witnesses.astype(holdout.x.dtype)[None]
+        return eqx.tree_at(lambda s: s.x, holdout, eqx.error_if(holdout.x, jnp.any(jnp.all(seen, axis=2)), message))
     states = np.asarray(holdout.x)
     if any(bool((states == state).all(axis=1).any()) for state in np.asarray(pairs.witnesses, states.dtype)):
-        raise ValueError("`holdout` holds states that the fit has used: a bound needs snapshots that it has not seen")
+        raise ValueError(message)
+    return holdout
 
 
 def _block(values: Pointwise) -> int:
@@ -398,6 +401,13 @@ class MeasureAudit(eqx.Module):
     - `defect`: $\lVert L-I\rVert_2$ on the given snapshots: of the map and of the finite data together.
     - `excess`: $|1-|\lambda|| - (\mathrm{res} + 1-\sqrt{1-\delta} + \tau)$ for each pair, `[k]`.
     - `violated`: where the excess is positive, `[k]`: no isometry has such a pair.
+
+    !!! Example
+
+        ```python
+        audit = koopman_verify.audit_measure_preserving(pairs, fresh_snapshots)
+        print(audit.defect, audit.violated)
+        ```
     """
 
     defect: Float[Array, ""]

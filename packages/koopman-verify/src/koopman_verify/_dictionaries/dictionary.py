@@ -65,13 +65,15 @@ class Fourier(AbstractDictionary):
         k = k[:, None] if k.ndim == 1 else k
         if len(np.unique(k, axis=0)) < len(k):
             raise ValueError("`frequencies` holds one frequency twice: the dictionary would be rank-deficient")
-        if not 0 < period < math.inf:
-            raise ValueError(f"`period` must be positive; got {period}")
+        if not isinstance(period, (int, float, np.number)) or not 0 < period < math.inf:
+            raise ValueError(f"`period` must be one positive number, that of every coordinate; got {period!r}")
         self.frequencies = jnp.asarray(k, jnp.result_type(float))
         self.period = float(period)
 
     def __call__(self, x: Float[Array, " d"]) -> Inexact[Array, " N"]:
         r"""Return $e^{2\pi i\,k\cdot x/p}$ for every frequency."""
+        if x.shape != self.frequencies.shape[1:]:
+            raise ValueError(f"`x` must be one state of shape {list(self.frequencies.shape[1:])}; got {list(x.shape)}")
         phase = (2 * math.pi / self.period) * (self.frequencies.astype(x.dtype) @ x)
         return jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
 

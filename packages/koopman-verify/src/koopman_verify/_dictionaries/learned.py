@@ -139,7 +139,7 @@ class LearnedDictionary(AbstractDictionary):
         return bool(known) and (known[0] or not bounded)
 
 
-class Training(eqx.Module):
+class TrainedDictionary(eqx.Module):
     r"""A trained dictionary, and how it came about.
 
     **Attributes:**
@@ -177,7 +177,7 @@ def train_dictionary(
     patience: int = 50,
     key: PRNGKeyArray,
     progress: bool = False,
-) -> Training:
+) -> TrainedDictionary:
     r"""Train a dictionary so that its span becomes invariant, and keep the best by test snapshots.
 
     Every step factorises a random batch, each epoch sees every training snapshot once (up to the last incomplete batch),
@@ -195,7 +195,7 @@ def train_dictionary(
     - `key`: for the order of the batches.
     - `progress`: print the test loss to standard error.
 
-    **Returns:** a [`koopman_verify.Training`][].
+    **Returns:** a [`koopman_verify.TrainedDictionary`][].
 
     **Raises:** `ValueError` for a batch of fewer than four snapshots for each function: with M about N every residual is
     small and means nothing. `RuntimeError` if the loss stops being finite. A run-time error if the functions depend on
@@ -239,7 +239,7 @@ def train_dictionary(
         if epoch - best[1] >= patience:
             break
     seconds = float(np.median(times[1:] or times or [0.0]))
-    return Training(eqx.combine(best[2], static), np.array(tested), np.array(batches), best[1], seconds)
+    return TrainedDictionary(eqx.combine(best[2], static), np.array(tested), np.array(batches), best[1], seconds)
 
 
 class _Epoch(eqx.Module):

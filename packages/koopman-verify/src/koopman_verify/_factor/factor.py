@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Float, Inexact, Int
 
-from .snapshots import Kind, Snapshots
+from .snapshots import Kind, Snapshots, num_distinct
 from .triangle import settled, sharded_triangle_of, triangle_of
 
 
@@ -44,7 +44,8 @@ class Factor(eqx.Module):
     - `scales`: norms of $R_{11}$, $R_{12}$, $R_{22}$ and of the inverse of $R_{11}$, the columns scaled alike: what
         rounding errors are measured by.
     - `witnesses`: some training states `[k, d]`, by which [`koopman_verify.certify`][] recognises data that was used.
-    - `num_snapshots`, `kind`: $M$ and where the snapshots came from. `space`, `operator`: `"L2"` and `"koopman"`, or
+    - `num_snapshots`, `kind`: $M$ and where the snapshots came from. `num_distinct`: how many of them differ, as far
+        as a look at some 16,000 of them (of each block of a stream) tells; `None` if nobody looked. `space`, `operator`: `"L2"` and `"koopman"`, or
         what a kernel factor speaks of.
     - `rank`, `size`: $r$ and $N$.
 
@@ -66,6 +67,7 @@ class Factor(eqx.Module):
     kind: Kind = eqx.field(static=True)
     scales: Float[Array, "4"] | None = None
     witnesses: Float[Array, "k d"] | None = None
+    num_distinct: Int[Array, ""] | None = None
     space: Space = eqx.field(static=True, default="L2")
     operator: Operator = eqx.field(static=True, default="koopman")
 
@@ -97,7 +99,12 @@ class Factor(eqx.Module):
         """
         eps = jnp.finfo(self.cond.dtype).eps
         if self.scales is None:
-            r11, r12, r22, inverse = jnp.ones(()), jnp.linalg.norm(self.A, 2), jnp.linalg.norm(self.B, 2), self.cond
+            r11, r12, r22, inverse = (
+                jnp.ones_like(self.cond),
+                jnp.linalg.norm(self.A, 2),
+                jnp.linalg.norm(self.B, 2),
+                self.cond,
+            )
         else:
             r11, r12, r22, inverse = self.scales
         growth = 4 * math.sqrt(self.size) * float(eps)
@@ -109,11 +116,27 @@ class Factor(eqx.Module):
         return worst * share / jnp.linalg.norm(self.basis, 2)
 
     def residual(self, z: Inexact[Array, " k"], u: Inexact[Array, "r k"]) -> Float[Array, " k"]:
-        r"""Return $\lVert(K-z_j)g_j\rVert/\lVert g_j\rVert$ for functions $g_j$ of coordinates $u_j$ (columns)."""
+        r"""Return $\lVert(K-z_j)g_j\rVert/\lVert g_j\rVert$ for functions $g_j$ of coordinates $u_j$ (columns).
+
+        A norm has no derivative at zero: there it is taken as zero, the least of its subgradients.
+        """
         u, z = promoted(u, z)
         a, b = self.A.astype(u.dtype), self.B.astype(u.dtype)
-        stacked = jnp.concatenate([a @ u - u * z[None], b @ u])
-        return jnp.linalg.norm(stacked, axis=0) / jnp.linalg.norm(u, axis=0)
+        return _lengths(jnp.concatenate([a @ u - u * z[None], b @ u])) / jnp.linalg.norm(u, axis=0)
+
+
+def _lengths(columns: Inexact[Array, "n k"]) -> Float[Array, " k"]:
+    squares = (
+        jnp.sum(columns.real**2 + columns.imag**2, axis=0) if jnp.iscomplexobj(columns) else jnp.sum(columns**2, axis=0)
+    )
+    zero = squares == 0
+    return jnp.where(zero, jnp.zeros_like(squares), jnp.sqrt(jnp.where(zero, jnp.ones_like(squares), squares)))
+
+
+def checked_factor(value: Any) -> None:
+    """Raise if something else than a factor is given where one is wanted."""
+    if not isinstance(value, Factor):
+        raise TypeError(f"`factor` must be a `Factor`, from `koopman_verify.factor`; got {type(value).__name__}")
 
 
 def promoted(*arrays: Any) -> tuple[Array, ...]:
@@ -166,6 +189,7 @@ def factor(
     if isinstance(snapshots, Snapshots):
         first, num = snapshots, snapshots.num_snapshots
         _check_num(dictionary, first, num)
+        distinct = num_distinct(first, _size(dictionary, first))
         if mesh is None:
             triangle = triangle_of(dictionary, first, block=block)
         else:
@@ -173,11 +197,19 @@ def factor(
     else:
         if mesh is not None:
             raise ValueError("`mesh` splits one `Snapshots` over devices; got an iterable of blocks as well")
-        triangle, first, num = _consume(dictionary, snapshots, block)
+        triangle, first, num, distinct = _consume(dictionary, snapshots, block)
         _check_num(dictionary, first, num)
+    triangle = _enough(triangle, distinct)
     length = 1.0 if first.weights is not None else math.sqrt(num)
     parts = _coordinates(triangle, length) if rank_tol is None else _truncated(triangle / length, rank_tol)
-    return Factor(dictionary=dictionary, num_snapshots=num, kind=first.kind, witnesses=witnesses_of(first.x), **parts)
+    return Factor(
+        dictionary=dictionary,
+        num_snapshots=num,
+        num_distinct=distinct,
+        kind=first.kind,
+        witnesses=witnesses_of(first.x),
+        **parts,
+    )
 
 
 @eqx.filter_jit
@@ -192,8 +224,16 @@ def evaluate(dictionary: Dictionary, x: Float[Array, "M d"]) -> Inexact[Array, "
 
 
 def _size(dictionary: Dictionary, like: Snapshots) -> int:
-    out = jax.eval_shape(dictionary, jax.ShapeDtypeStruct(like.x.shape[1:], like.x.dtype))
-    if not (hasattr(out, "shape") and len(out.shape) == 1 and jnp.issubdtype(out.dtype, jnp.inexact)):
+    if not callable(dictionary):
+        raise TypeError(
+            f"`dictionary` must be a callable from one state [d] to values [N]; got {type(dictionary).__name__}"
+        )
+    try:
+        out = jax.eval_shape(dictionary, jax.ShapeDtypeStruct(like.x.shape[1:], like.x.dtype))
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+        raise TypeError("`dictionary` must be written in JAX (jax.numpy in place of numpy, no float(...))") from error
+    is_vector = isinstance(out, jax.ShapeDtypeStruct) and len(out.shape) == 1 and out.shape[0] > 0
+    if not (is_vector and jnp.issubdtype(out.dtype, jnp.inexact)):
         raise ValueError(
             f"`dictionary` must map a state of shape {list(like.x.shape[1:])} to values of shape [N], real or complex; "
             f"got {out}"
@@ -210,20 +250,40 @@ def _check_num(dictionary: Dictionary, like: Snapshots, num: int) -> None:
         )
 
 
-def _consume(dictionary: Dictionary, stream: Iterable[Snapshots], block: int | None) -> tuple[Array, Snapshots, int]:
-    triangle, first, num = None, None, 0
+def _enough(triangle: Array, distinct: Array) -> Array:
+    """Raise if there are no more different pairs than functions: then every residual is zero, as for M <= N."""
+    size = triangle.shape[1] // 2
+    if isinstance(distinct, Tracer):
+        few = "`snapshots` must hold more pairs that differ than `dictionary` has functions."
+        return eqx.error_if(triangle, distinct <= size, few)
+    if int(distinct) <= size:
+        raise ValueError(
+            "`snapshots` must hold more pairs that differ than `dictionary` has functions; got "
+            f"{int(distinct)} different pairs for N = {size}. Likely cause: repeated snapshots, which add nothing, so that every residual is zero."
+        )
+    return triangle
+
+
+def _consume(
+    dictionary: Dictionary, stream: Iterable[Snapshots], block: int | None
+) -> tuple[Array, Snapshots, int, Array]:
+    if not isinstance(stream, Iterable):
+        raise TypeError(f"`snapshots` must be a `Snapshots` or an iterable of them; got {type(stream).__name__}")
+    triangle, first, num, size, distinct = None, None, 0, 0, jnp.zeros((), int)
     for piece in stream:
         if not isinstance(piece, Snapshots):
             raise TypeError(f"`snapshots` must be a `Snapshots` or an iterable of them; met {type(piece).__name__}")
         if first is None:
             first = piece
+            size = _size(dictionary, first)
         if (piece.weights is None) != (first.weights is None) or piece.kind != first.kind:
             raise ValueError("`snapshots`: all blocks must be of one kind, and either all or none must have weights")
         triangle = triangle_of(dictionary, piece, block=block, start=triangle)
         num += piece.num_snapshots
+        distinct = distinct + num_distinct(piece, size)
     if triangle is None or first is None:
         raise ValueError("`snapshots` is an iterable without a single block")
-    return triangle, first, num
+    return triangle, first, num, distinct
 
 
 def _column_lengths(r11: Array) -> Array:
@@ -295,6 +355,8 @@ def _truncated(triangle: Array, rank_tol: float) -> dict[str, Any]:
     if not bool(finite):
         raise ValueError(_NONFINITE)
     sigma = np.asarray(directions[2])
+    if sigma[0] == 0:
+        raise ValueError("`dictionary`: all of its functions are zero on `snapshots`")
     return _kept(triangle, directions, int(np.sum(sigma > rank_tol * sigma[0])))
 
 
@@ -323,6 +385,8 @@ _NONFINITE = "`dictionary` returned a value that is not finite on `snapshots` (o
 def _raise_unless(finite: bool, full: bool, sigma: Array, tolerance: float) -> None:
     if not finite:
         raise ValueError(_NONFINITE)
+    if float(sigma[0]) == 0:
+        raise ValueError("`dictionary`: all of its functions are zero on `snapshots`")
     if not full:
         rank = int(jnp.sum(sigma > tolerance * sigma[0]))
         raise ValueError(

@@ -1,10 +1,12 @@
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 Kind: TypeAlias = Literal["iid", "quadrature", "trajectory"]
@@ -42,7 +44,7 @@ class Snapshots(eqx.Module):
         if kind not in get_args(Kind):
             raise ValueError(f"`kind` must be one of {get_args(Kind)}; got {kind!r}")
         self.x, self.y = _states("x", x), _states("y", y)
-        self.weights = None if weights is None else jnp.asarray(weights, self.x.dtype)
+        self.weights = None if weights is None else _real("weights", weights).astype(self.x.dtype)
         self.kind = cast(Kind, kind)
 
     def __check_init__(self):
@@ -95,16 +97,42 @@ class Snapshots(eqx.Module):
         return cls(embed(0), embed(1), kind="trajectory")
 
 
+@eqx.filter_jit
+def num_distinct(snapshots: Snapshots, size: int) -> Int[Array, ""]:
+    """Return how many of the pairs differ: a pair that occurs twice says nothing twice.
+
+    Of very many, some are looked at, evenly spread. If these all differ, all are taken to differ; if not, what they hold
+    is returned, which is never more than all hold, and tells whether there are $10N$ of them for `size` $N$.
+    """
+    total = snapshots.num_snapshots
+    stride = max(1, total // max(2**14, 16 * size))
+    both = jax.lax.stop_gradient(jnp.concatenate([snapshots.x[::stride], snapshots.y[::stride]], axis=1))
+    # Equal rows have equal sums, so that sorting by a random sum puts them next to each other.
+    order = jnp.argsort(both @ jr.uniform(jr.key(0), both.shape[1:], both.dtype))
+    count = 1 + jnp.sum(jnp.any(both[order[1:]] != both[order[:-1]], axis=1))
+    return jnp.where(count == len(both), total, count)
+
+
 def _states(name: str, value: Any) -> Array:
-    array = jnp.asarray(value)
+    array = _real(name, value)
     array = array[:, None] if array.ndim == 1 else array
     if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"`{name}` must have shape [M, d] (or [M] for d = 1); got {list(jnp.shape(value))}")
+        raise ValueError(f"`{name}` must have shape [M, d] (or [M] for d = 1); got {list(array.shape)}")
+    return array
+
+
+def _real(name: str, value: Any) -> Array:
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` must be an array of real numbers; got {type(value).__name__} ({error})") from error
+    # Whole numbers are states too; complex states have a real and an imaginary coordinate, which is the user's choice.
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        return array.astype(jnp.result_type(float))
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        # Whole numbers are states too; complex states have a real and an imaginary coordinate, which is the user's choice.
-        if not jnp.issubdtype(array.dtype, jnp.integer):
-            raise ValueError(f"`{name}` must be real; got {array.dtype}")
-        array = array.astype(jnp.result_type(float))
+        raise ValueError(f"`{name}` must be real; got {array.dtype}")
+    if jnp.finfo(array.dtype).bits < 32:
+        raise ValueError(f"`{name}` must be float32 or float64, as no matrix is factorised in less; got {array.dtype}")
     return array
 
 

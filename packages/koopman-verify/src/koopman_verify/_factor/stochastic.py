@@ -28,6 +28,13 @@ class StochasticFactor(eqx.Module):
         \int\mathrm{Var}\,g(F(x,\tau))\,d\omega}$ (relative), and everything that takes a factor takes it.
     - `mean`: a factor with $S$ alone: its residuals are above those of $K$ by half of that variance.
     - `noise`: the part of $D$, `[s, r]`: $\lVert Du\rVert^2$ is half of the variance.
+
+    !!! Example
+
+        ```python
+        stochastic = koopman_verify.stochastic_factor(dictionary, Snapshots(x, y), y_again)
+        koopman_verify.edmd(stochastic.variance).residuals
+        ```
     """
 
     variance: Factor
@@ -68,6 +75,13 @@ class ExpectedResidual(eqx.Module):
         is given as it is.
     - `upper`: the root of the estimate before the noise is subtracted, `[k]`: never less in expectation.
     - `resolved`: whether `squared` is above three times its own spread, `[k]`, at independent states.
+
+    !!! Example
+
+        ```python
+        expected = stochastic.expected_residual(pairs.eigenvalues, pairs.coordinates)
+        expected.value[expected.resolved]
+        ```
     """
 
     squared: Float[Array, " k"]

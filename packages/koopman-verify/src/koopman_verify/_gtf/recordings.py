@@ -8,6 +8,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._problems.flows import lorenz_field
 from .plrnn import orbit
 
 
@@ -47,6 +48,9 @@ class Recording(eqx.Module):
 
 class FlowMap(eqx.Module):
     r"""The map $x(t) \mapsto x(t + \Delta t)$ of $\dot x = f(x)$, by steps of the classical Runge-Kutta method.
+
+    Short steps and few operations, for long noisy records and their Jacobians;
+    [`koopman_verify.problems.Flow`][] is the one that is accurate to rounding.
 
     **Arguments:**
 
@@ -96,7 +100,7 @@ def lorenz63_field(x: Float[Array, "3"]) -> Float[Array, "3"]:
         gtf.lorenz63_field(jnp.ones(3))
         ```
     """
-    return jnp.stack([10 * (x[1] - x[0]), x[0] * (28 - x[2]) - x[1], x[0] * x[1] - 8 / 3 * x[2]])
+    return lorenz_field(x)
 
 
 def lorenz96_field(x: Float[Array, " d"]) -> Float[Array, " d"]:

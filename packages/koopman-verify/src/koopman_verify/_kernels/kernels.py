@@ -58,7 +58,7 @@ class Gaussian(AbstractKernel):
     !!! Example
 
         ```python
-        kernels.Gaussian(kernels.bandwidth(x, factor=0.9))
+        kernels.Gaussian(kernels.bandwidth(snapshots.x, factor=0.9))
         ```
     """
 
@@ -90,7 +90,7 @@ class Laplacian(AbstractKernel):
     !!! Example
 
         ```python
-        kernels.Laplacian(kernels.bandwidth(x))
+        kernels.Laplacian(kernels.bandwidth(snapshots.x))
         ```
     """
 
@@ -122,7 +122,7 @@ class Lorentzian(AbstractKernel):
     !!! Example
 
         ```python
-        kernels.Lorentzian(kernels.bandwidth(x))
+        kernels.Lorentzian(kernels.bandwidth(snapshots.x))
         ```
     """
 
@@ -211,7 +211,7 @@ class Polynomial(AbstractKernel):
     !!! Example
 
         ```python
-        kernels.Polynomial(20, kernels.bandwidth(x, "norm")) * kernels.Laplacian(kernels.bandwidth(x))
+        kernels.Polynomial(20, kernels.bandwidth(snapshots.x, "norm")) * kernels.Laplacian(kernels.bandwidth(snapshots.x))
         ```
     """
 
@@ -386,6 +386,8 @@ def bandwidth(x: Float[Array, "M d"], rule: Rule = "mean", *, factor: float = 1.
     """
     if rule not in get_args(Rule):
         raise ValueError(f"`rule` must be one of {get_args(Rule)}; got {rule!r}")
+    if x.ndim != 2:
+        raise ValueError(f"`x` must hold states, [M, d]; got shape {list(x.shape)}")
     if rule == "mean":
         return factor * mean_distance(x)
     if rule == "norm":

@@ -22,6 +22,13 @@ class LaplaceAverage(eqx.Module):
         was subtracted before grow like $(\rho/|\lambda_j|)^n$.
     - `change`: the largest difference to the same average over half as many steps, `[k]`. A sign of convergence, and not
         a bound.
+
+    !!! Example
+
+        ```python
+        average = koopman_verify.laplace_average(series, [1.0, jnp.exp(1j * omega)])
+        print(average.values, average.change)
+        ```
     """
 
     values: Complex[Array, "k ..."]

@@ -7,7 +7,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Complex, Float, Inexact
 
-from .._factor.factor import Factor, promoted
+from .._factor.factor import Factor, checked_factor, promoted
 from .._spectra.edmd import Eigenpairs, pairs_of
 
 
@@ -89,7 +89,7 @@ def mpedmd(factor: Factor) -> MeasurePreserving:
     r"""Return the measure-preserving compression: the unitary polar factor of $A$, diagonalised.
 
     Only for maps that preserve the measure of the snapshots: look at `factor.isometry_defect`. The diagonalisation is a
-    complex Schur decomposition, whose vectors are orthonormal also where eigenvalues cluster; JAX has it on CPUs only.
+    complex Schur decomposition, whose vectors are orthonormal also where eigenvalues cluster; JAX has it on CPUs only, and without a derivative.
 
     **Arguments:**
 
@@ -109,6 +109,7 @@ def mpedmd(factor: Factor) -> MeasurePreserving:
         print(mp.eigenvalues, mp.residuals, mp.smallest_singular_value)
         ```
     """
+    checked_factor(factor)
     left, sigma, right = jnp.linalg.svd(factor.A)
     unitary = left @ right
     complex_dtype = np.result_type(unitary.dtype, np.complex64)

@@ -23,6 +23,13 @@ class PointPart(eqx.Module):
     **Attributes:**
 
     - `share`: $R(n, L)$ for $n = 1, \ldots$ and $L = 1, \ldots$: `[n, L]`.
+
+    !!! Example
+
+        ```python
+        part = koopman_verify.rage(functions, orbit)
+        print(part.value, part.share[:, -1])
+        ```
     """
 
     share: Float[Array, "n L"]

@@ -147,7 +147,7 @@ def line_measure(matrix: Any, vector: Any, x: Any, epsilon: Any, order: int = 4)
     !!! Example
 
         ```python
-        line_measure(jnp.diag(jnp.arange(4.0)), jnp.ones(4), jnp.linspace(0, 3, 50), epsilon=0.5)
+        measures.line_measure(jnp.diag(jnp.arange(4.0)), jnp.ones(4), jnp.linspace(0, 3, 50), epsilon=0.5)
         ```
     """
     a, g = _inexact(matrix, vector)
@@ -201,15 +201,18 @@ def _inexact(*arrays: Any) -> tuple[Array, ...]:
 
 
 def _arguments(mp: MeasurePreserving, theta: Any, epsilon: Any, order: Any) -> tuple[Array, Array, int]:
+    if not isinstance(mp, MeasurePreserving):
+        raise TypeError(f"`mp` must be a `MeasurePreserving`, from `koopman_verify.mpedmd`; got {type(mp).__name__}")
     order = checked_order(order)
     theta = _finite("theta", theta, mp)
     return theta, _positive(epsilon, theta.dtype), order
 
 
 def _finite(name: str, value: Any, mp: MeasurePreserving) -> Array:
-    value = jnp.asarray(value, mp.residuals.dtype)
-    if value.ndim != 1:
-        raise ValueError(f"`{name}` must have shape [T]; got {list(value.shape)}")
+    value = jnp.asarray(value)
+    if value.ndim != 1 or jnp.iscomplexobj(value):
+        raise ValueError(f"`{name}` must be real, of shape [T]; got {value.dtype}{list(value.shape)}")
+    value = value.astype(mp.residuals.dtype)
     return checked(name, value, jnp.isfinite(value), "finite")
 
 

@@ -202,6 +202,11 @@ def monte_carlo(num: int, lower: Any, upper: Any, *, key: PRNGKeyArray) -> tuple
     return jr.uniform(key, (num, len(low)), low.dtype, low[None], high[None]), None
 
 
+def circle_distance(z: Any) -> Float[Array, "..."]:
+    """Return the distance from the unit circle."""
+    return jnp.abs(jnp.abs(z) - 1)
+
+
 def _push(map_fn: Callable, x: Array) -> Array:
     return jax.vmap(map_fn)(x)
 

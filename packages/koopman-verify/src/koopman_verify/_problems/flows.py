@@ -1,7 +1,6 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,7 +13,7 @@ from .._dictionaries.dictionary import Fourier
 from .._dictionaries.index_sets import index_products
 from .._dictionaries.polynomials import Hermite
 from .._factor.snapshots import Snapshots
-from .base import System, _tensor, monte_carlo, snapshots
+from .base import System, _tensor, circle_distance, monte_carlo, snapshots
 
 
 _ROWS = (2, 4, 6, 8, 10, 12)  # substeps of the modified midpoint rule that are extrapolated, to order 12
@@ -88,7 +87,7 @@ def duffing(delta: float = 0.0, dt: float = 0.3, *, order: int = 3) -> System:
         map_fn=Flow(field, dt, num_steps=max(1, math.ceil(dt / 0.1))),
         measure_preserving=delta == 0,
         eigenvalues=jnp.asarray(np.exp(dt * np.array(lattice)), jnp.result_type(complex)) if delta > 0 else None,
-        distance_fn=_circle_distance if delta == 0 else None,
+        distance_fn=circle_distance if delta == 0 else None,
     )
 
 
@@ -159,7 +158,7 @@ def pendulum(
         measure_preserving=True,
         dictionary=Product([Fourier(k), Hermite(degree, scale=scale)], [1, 1], pairs),
         snapshots=snapshots(flow, nodes, weights),
-        distance_fn=_circle_distance,
+        distance_fn=circle_distance,
     )
 
 
@@ -231,11 +230,15 @@ def lorenz(dt: float = 0.05, *, sigma: float = 10.0, rho: float = 28.0, beta: fl
         states = problems.trajectory(problems.lorenz(0.05).map_fn, jnp.ones(3), 1000, discard=200)
         ```
     """
-
-    def field(x: Float[Array, "3"]) -> Float[Array, "3"]:
-        return jnp.stack([sigma * (x[1] - x[0]), x[0] * (rho - x[2]) - x[1], x[0] * x[1] - beta * x[2]])
-
+    field = lambda x: lorenz_field(x, sigma, rho, beta)
     return System(name="Lorenz", map_fn=Flow(field, dt, num_steps=max(1, math.ceil(dt / 0.02))))
+
+
+def lorenz_field(
+    x: Float[Array, "3"], sigma: float = 10.0, rho: float = 28.0, beta: float = 8 / 3
+) -> Float[Array, "3"]:
+    """Return the vector field of Lorenz (1963)."""
+    return jnp.stack([sigma * (x[1] - x[0]), x[0] * (rho - x[2]) - x[1], x[0] * x[1] - beta * x[2]])
 
 
 def rossler(dt: float = 0.05, *, a: float = 0.1, b: float = 0.1, c: float = 14.0) -> System:
@@ -288,7 +291,3 @@ def _agm(square: Array) -> Array:
     for _ in range(8):
         a, g = (a + g) / 2, jnp.sqrt(a * g)
     return jnp.where(square > 0, a, jnp.zeros_like(a))
-
-
-def _circle_distance(z: Any) -> Float[Array, "..."]:
-    return jnp.abs(jnp.abs(z) - 1)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Complex, Float, PRNGKeyArray
 from .._dictionaries.dictionary import Fourier
 from .._dictionaries.hats import Hats
 from .._dictionaries.polynomials import Legendre, Monomials
-from .base import SpectralProblem, System, equispaced, gauss_legendre, snapshots
+from .base import SpectralProblem, System, circle_distance, equispaced, gauss_legendre, snapshots
 
 
 def rotation(angle: float, degree: int = 8, *, num_nodes: int | None = None) -> System:
@@ -63,7 +63,7 @@ def golden_rotation(degree: int = 8) -> System:
         ```
     """
     system = rotation(math.pi * (math.sqrt(5) - 1), degree)
-    return _replace(system, name="golden rotation", distance_fn=_circle_distance)
+    return _replace(system, name="golden rotation", distance_fn=circle_distance)
 
 
 def rational_rotation(p: int, q: int, num: int, *, key: PRNGKeyArray, num_nodes: int = 3000) -> System:
@@ -196,7 +196,7 @@ def cat(num: int = 6) -> System:
         orbit.append(matrix.T @ orbit[-1])
     frequencies = np.stack(orbit)
     move = lambda x: jnp.mod(jnp.stack([2 * x[0] + x[1], x[0] + x[1]]), 2 * math.pi)
-    return _orbit_system("cat map", move, Fourier(frequencies[:-1]), _lattice(frequencies), _circle_distance, num)
+    return _orbit_system("cat map", move, Fourier(frequencies[:-1]), _lattice(frequencies), circle_distance, num)
 
 
 def cat_density(num: int = 6) -> SpectralProblem:
@@ -352,17 +352,13 @@ def _orbit_system(
         eigenvalues=jnp.zeros(num, jnp.result_type(complex)),
         residuals=jnp.ones(num),
         # sigma_inf(K - z) of an isometry that is a one-sided shift (or unitary with the circle for spectrum).
-        distance_fn=_circle_distance if distance is None else distance,
+        distance_fn=circle_distance if distance is None else distance,
         h_fn=h,
     )
 
 
 def _cosines(angle: Array, num: int) -> Array:
     return math.sqrt(2) * jnp.cos(angle * jnp.asarray(2.0 ** np.arange(num), angle.dtype))
-
-
-def _circle_distance(z: Any) -> Float[Array, "..."]:
-    return jnp.abs(jnp.abs(z) - 1)
 
 
 def _nearest(points: Array) -> Callable:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Inexact
 
-from .._factor.factor import Dictionary, Factor, Operator, Space, promoted
+from .._factor.factor import Dictionary, Factor, Operator, Space, checked_factor, promoted
 from .._factor.snapshots import Kind
 from .eigenpair import eig
 
@@ -105,6 +105,7 @@ def edmd(factor: Factor) -> Eigenpairs:
         pairs = koopman_verify.edmd(koopman_verify.factor(dictionary, snapshots))
         ```
     """
+    checked_factor(factor)
     eigenvalues, u = eig(factor.A)
     return pairs_of(factor, eigenvalues, u)
 

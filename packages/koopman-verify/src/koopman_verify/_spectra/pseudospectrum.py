@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Complex, Float, Shaped
 
-from .._factor.factor import Factor
+from .._factor.factor import Factor, checked_factor
 from .edmd import Eigenpairs, pairs_of
 
 
@@ -55,7 +55,9 @@ def pseudospectrum(factor: Factor, z: Any, *, method: Method = "auto", chunk: in
         koopman_verify.pseudospectrum(factor, jnp.exp(1j * jnp.linspace(0, 3.1, 100)))
         ```
     """
-    z = _checked(z, factor)
+    z = checked_points("z", z, factor)
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"`chunk` must be positive; got {chunk}")
     method = _method(method, factor)
     shape, flat = z.shape, jnp.ravel(z)
     if not isinstance(flat, Tracer) and not jnp.iscomplexobj(factor.A):
@@ -88,7 +90,7 @@ def pseudoeigenfunction(factor: Factor, z: Any, *, method: Method = "auto") -> E
         print(g.residuals, g.functions(x))
         ```
     """
-    z = jnp.ravel(_checked(z, factor))
+    z = jnp.ravel(checked_points("z", z, factor))
     return _functions(factor, z, _method(method, factor))
 
 
@@ -273,6 +275,7 @@ def pseudospectrum_region(
         koopman_verify.pseudospectrum_region(factor, -1.5 - 1.5j, 1.5 + 1.5j, epsilon=0.1).num_evaluations
         ```
     """
+    checked_factor(factor)
     lower, upper = complex(lower), complex(upper)
     extent = upper - lower
     if not (extent.real > 0 and extent.imag > 0 and np.isfinite(extent)):
@@ -337,16 +340,21 @@ def _dtype(factor: Factor) -> Any:
     return np.result_type(factor.A.dtype, np.complex64)
 
 
-def _checked(z: Any, factor: Factor) -> Array:
-    z = jnp.asarray(z)
+def checked_points(name: str, z: Any, factor: Factor) -> Array:
+    """Return points of the complex plane in the factor's precision, or raise."""
+    checked_factor(factor)
+    try:
+        z = jnp.asarray(z)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` must hold complex numbers; got {type(z).__name__} ({error})") from error
     if not jnp.issubdtype(z.dtype, jnp.number):
-        raise ValueError(f"`z` must hold numbers; got {z.dtype}")
+        raise ValueError(f"`{name}` must hold numbers; got {z.dtype}")
     z = z.astype(_dtype(factor))
     if isinstance(z, Tracer):
-        return eqx.error_if(z, ~jnp.all(jnp.isfinite(z)), "`z` must be finite.")
+        return eqx.error_if(z, ~jnp.all(jnp.isfinite(z)), f"`{name}` must be finite.")
     finite = np.isfinite(np.asarray(z))
     if not finite.all():
-        raise ValueError(f"`z` must be finite; {np.sum(~finite)} of {z.size} values are not")
+        raise ValueError(f"`{name}` must be finite; {np.sum(~finite)} of {z.size} values are not")
     return z
 
 

@@ -12,7 +12,7 @@ from .._factor.factor import Factor, Operator, Space
 from .._factor.snapshots import Kind
 from .._results import RESULTS, choose
 from .edmd import edmd
-from .pseudospectrum import Method, pseudospectrum
+from .pseudospectrum import Method, checked_points, pseudospectrum
 
 
 _AT_ONCE = 2**22  # pairs of grid points that are compared at once
@@ -131,7 +131,7 @@ def verified_spectrum(
     **Returns:** a [`koopman_verify.Spectrum`][]. Its bounds hold for the data's inner products: see its `kind`.
 
     **Raises:** `ValueError` for a wrong `grid` or `kappa`; with `throw`, a run-time error with the text of
-    [`koopman_verify.RESULTS`][]: `uncertifiable` if there are fewer than $10N$ snapshots that are not the nodes of a
+    [`koopman_verify.RESULTS`][]: `uncertifiable` if there are fewer than $10N$ different snapshots that are not the nodes of a
     quadrature rule, `nothing_found`, `not_measure_preserving`.
 
     ??? cite "Reference"
@@ -145,9 +145,9 @@ def verified_spectrum(
         print(spectrum)
         ```
     """
-    grid = jnp.asarray(grid)
-    if grid.ndim != 1 or grid.size == 0 or not jnp.issubdtype(grid.dtype, jnp.number):
-        raise ValueError(f"`grid` must hold complex numbers, [k]; got {grid.dtype}{list(grid.shape)}")
+    grid = checked_points("grid", grid, factor)
+    if grid.ndim != 1 or grid.size == 0:
+        raise ValueError(f"`grid` must hold complex numbers, [k] with k >= 1; got shape {list(grid.shape)}")
     kappa = _positive(kappa)
     distances = pseudospectrum(factor, grid, method=method)
     # An array, so that another `kappa` is not another program.
@@ -162,7 +162,6 @@ def verified_spectrum(
 
 @eqx.filter_jit
 def _select(factor: Factor, grid: Array, h: Array, kappa: Array, measure_preserving: bool) -> Spectrum:
-    grid = grid.astype(np.result_type(factor.A.dtype, np.complex64))
     rounding = factor.rounding(grid)
     distances, violation = h + rounding, jnp.zeros((), h.dtype)
     if measure_preserving:
@@ -172,10 +171,13 @@ def _select(factor: Factor, grid: Array, h: Array, kappa: Array, measure_preserv
         excess = jnp.concatenate([off - distances, jnp.abs(1 - jnp.abs(pairs.eigenvalues)) - allowed])
         violation = jnp.maximum(jnp.max(excess), 0)
         distances = jnp.maximum(distances, off)
-    few = factor.num_snapshots < 10 * factor.size and factor.kind != "quadrature" and factor.space == "L2"
+    sampled = factor.kind != "quadrature" and factor.space == "L2"
+    # A pair that occurs twice says nothing twice.
+    num = factor.num_snapshots if factor.num_distinct is None else factor.num_distinct
+    few = sampled & jnp.asarray(num < 10 * factor.size)
     contradicted = violation > (factor.size / max(factor.num_snapshots, 1)) ** 0.5
     result = choose(contradicted, RESULTS.not_measure_preserving, RESULTS.successful)
-    result = choose(jnp.array(few), RESULTS.uncertifiable, result)
+    result = choose(few, RESULTS.uncertifiable, result)
     result = choose(jnp.all(jnp.isfinite(distances)), result, RESULTS.nonfinite)
     selected, error, result = _selection(grid, distances, kappa, result)
     return Spectrum(
@@ -206,7 +208,7 @@ def _selection(grid: Array, distances: Array, kappa: Array, result: RESULTS) -> 
 
 
 def _positive(kappa: Any) -> float:
-    if isinstance(kappa, Tracer) or not 0 < kappa < float("inf"):
+    if not isinstance(kappa, (int, float, np.number)) or not 0 < kappa < float("inf"):
         raise ValueError(f"`kappa` must be a positive number; got {kappa}")
     return float(kappa)
 
