@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsp
+import numpy as np
 from jaxtyping import Array, Float, Inexact
 
 from .snapshots import Kind, Snapshots
@@ -131,7 +132,7 @@ def factor(
     - `rank_tol`: functions that depend linearly on each other are an error, unless this is given: then the directions
         whose singular value (columns of length one) is at most `rank_tol` times the largest are left out, and the rank
         that is kept is the factor's `rank`. A shape is decided by values, so not under `jit`.
-    - `block`: the number of rows that are factorised at once; by default everything up to 64 MiB.
+    - `block`: the number of rows that are factorised at once; by default some MiB of them, which stay in the cache.
     - `mesh`: devices over which the rows are split. The answer is the same up to rounding.
 
     **Returns:** a [`koopman_verify.Factor`][].
@@ -153,6 +154,14 @@ def factor(
     """
     if block is not None and block < 1:
         raise ValueError(f"`block` must be positive; got {block}")
+    if isinstance(snapshots, Snapshots) and mesh is None and rank_tol is None:
+        parts, fine, sigma = _whole(dictionary, snapshots, block)
+        return Factor(
+            dictionary=dictionary,
+            num_snapshots=snapshots.num_snapshots,
+            kind=snapshots.kind,
+            **_refused_unless(fine, sigma, parts),
+        )
     if isinstance(snapshots, Snapshots):
         first, num = snapshots, snapshots.num_snapshots
         _check_num(dictionary, first, num)
@@ -169,6 +178,16 @@ def factor(
         triangle = triangle / math.sqrt(num)
     parts = _coordinates(triangle) if rank_tol is None else _truncated(triangle, rank_tol)
     return Factor(dictionary=dictionary, num_snapshots=num, kind=first.kind, witnesses=witnesses_of(first.x), **parts)
+
+
+@eqx.filter_jit
+def _whole(dictionary: Dictionary, snapshots: Snapshots, block: int | None) -> tuple[dict[str, Array], Array, Array]:
+    """Go from snapshots to the parts of a factor in one program: on small problems, calls cost more than the work."""
+    num = snapshots.num_snapshots
+    _check_num(dictionary, snapshots, num)
+    triangle = triangle_of(dictionary, snapshots, block=block)
+    parts, fine, sigma = _parts(triangle if snapshots.weights is not None else triangle / math.sqrt(num))
+    return parts | {"witnesses": witnesses_of(snapshots.x)}, fine, sigma
 
 
 def witnesses_of(x: Float[Array, "M d"]) -> Float[Array, "w d"]:
@@ -227,13 +246,6 @@ def _split(triangle: Array) -> tuple[Array, Array, Array]:
     return triangle[:n, :n], triangle[:n, n:], triangle[n:, n:]
 
 
-@eqx.filter_jit
-def _spectrum_of_columns(triangle: Array) -> tuple[Array, Array]:
-    r11, _, _ = _split(triangle)
-    lengths = _column_lengths(r11)
-    return jnp.linalg.svd(r11 / lengths, compute_uv=False), lengths
-
-
 def _norms(r11: Array, r12: Array, r22: Array, lengths: Array, smallest: Array) -> Array:
     # Frobenius norms: a bound on the spectral ones, without three more decompositions.
     root = math.sqrt(r11.shape[0])
@@ -242,28 +254,39 @@ def _norms(r11: Array, r12: Array, r22: Array, lengths: Array, smallest: Array) 
 
 def _coordinates(triangle: Array) -> dict[str, Array]:
     """Return the operator in the coordinates $u = R_{11}v$, if the functions are independent."""
-    triangle = settled(triangle)
-    sigma, lengths = _spectrum_of_columns(triangle)
-    n, eps = len(sigma), float(jnp.finfo(sigma.dtype).eps)
-    finite, full = jnp.all(jnp.isfinite(sigma)), sigma[-1] > 2 * n * eps * sigma[0]
-    if not isinstance(sigma, jax.core.Tracer):
-        _raise_unless(bool(finite), bool(full), sigma, 2 * n * eps)
-    else:
-        # On the triangle, which everything depends on: a check of what is not used is not made.
-        triangle = eqx.error_if(triangle, ~finite, _NONFINITE)
-        triangle = eqx.error_if(
-            triangle, ~full, "`dictionary`: its functions depend linearly on each other on `snapshots`."
-        )
-    return _solve(triangle, sigma, lengths)
+    parts, fine, sigma = _parts(triangle)
+    return _refused_unless(fine, sigma, parts)
 
 
 @eqx.filter_jit
-def _solve(triangle: Array, sigma: Array, lengths: Array) -> dict[str, Array]:
+def _parts(triangle: Array) -> tuple[dict[str, Array], Array, Array]:
+    """Return the parts, whether the values are finite and the functions independent, and the singular values."""
+    triangle = settled(triangle)
     r11, r12, r22 = _split(triangle)
+    lengths = _column_lengths(r11)
+    sigma = jnp.linalg.svd(r11 / lengths, compute_uv=False)
+    fine = jnp.stack([jnp.all(jnp.isfinite(sigma)), sigma[-1] > _tolerance(sigma) * sigma[0]])
     right = lambda r: jsp.solve_triangular(r11, r.T, trans="T").T
     basis = jsp.solve_triangular(r11, jnp.eye(len(sigma), dtype=r11.dtype))
     scales = _norms(r11, r12, r22, lengths, sigma[-1])
-    return dict(A=right(r12), B=right(r22), basis=basis, R11=r11, cond=sigma[0] / sigma[-1], scales=scales)
+    parts = dict(A=right(r12), B=right(r22), basis=basis, R11=r11, cond=sigma[0] / sigma[-1], scales=scales)
+    return parts, fine, sigma
+
+
+def _tolerance(sigma: Array) -> float:
+    return 2 * len(sigma) * float(jnp.finfo(sigma.dtype).eps)
+
+
+def _refused_unless(fine: Array, sigma: Array, parts: dict[str, Array]) -> dict[str, Array]:
+    if isinstance(fine, jax.core.Tracer):
+        # On all the parts: a check of what is not used is not made.
+        parts = eqx.error_if(parts, ~fine[0], _NONFINITE)
+        return eqx.error_if(
+            parts, ~fine[1], "`dictionary`: its functions depend linearly on each other on `snapshots`."
+        )
+    finite, full = np.asarray(fine).tolist()
+    _raise_unless(finite, full, sigma, _tolerance(sigma))
+    return parts
 
 
 def _truncated(triangle: Array, rank_tol: float) -> dict[str, Array]:

@@ -111,6 +111,7 @@ def _states(name: str, value: Any) -> Array:
 def _check_finite(name: str, value: Array) -> None:
     if isinstance(value, jax.core.Tracer):
         return
-    bad = ~np.isfinite(np.asarray(value)).all(axis=1)
-    if bad.any():
+    finite = np.isfinite(np.asarray(value))
+    if not finite.all():
+        bad = ~finite.all(axis=1)
         raise ValueError(f"`{name}` must be finite; snapshot {int(np.argmax(bad))} of {len(bad)} is not")
