@@ -46,7 +46,7 @@ print(
 
 figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
 kv.plot.eigenvalues(pairs, certificate, ax=axes[0])
-axes[0].plot(roots.real, roots.imag, "r+", ms=14, label="spectrum")
+axes[0].plot(np.real(roots), np.imag(roots), "r+", ms=14, label="spectrum")
 axes[0].legend(loc="lower left")
 axes[0].set_title("PyDMD's eigenvalues, judged", fontsize="medium")
 kv.plot.residuals(pairs, certificate, ax=axes[1])

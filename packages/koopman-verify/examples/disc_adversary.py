@@ -64,19 +64,7 @@ game = adversary.play(black_box, max_oscillations=2, budget=80, growth=1.3)
 print(game.verdict)
 
 figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
-ring = np.exp(2j * np.pi * np.linspace(0, 1, 200))
-for axis, map_fn, name in ((axes[0], twist, "twist"), (axes[1], involution, "involution")):
-    arc = np.linspace(0, 0.5 * np.pi, 2000)
-    for radius in np.linspace(0.1, 0.95, 9):
-        line = radius * np.stack([np.cos(arc), np.sin(arc)], axis=1)
-        image = np.asarray(jax.vmap(map_fn)(jnp.asarray(line)))
-        axis.plot(image[:, 0], image[:, 1], lw=0.5, color=plt.cm.viridis(radius))
-    axis.plot(ring.real, ring.imag, "k", lw=0.8)
-    axis.plot(*np.asarray(y).T, "r.", ms=5)
-    axis.set(aspect="equal", title=f"images of quarter circles: {name}", xticks=[], yticks=[])
-runs = np.arange(len(game.targets))
-axes[2].plot(runs, game.to_circle, "o-", label="distance to the circle")
-axes[2].plot(runs, game.to_two_points, "s-", label="distance to {1, -1}")
-axes[2].axhline(game.tolerance, color="k", lw=0.8, ls=":")
-axes[2].set(xlabel="run of the black box", title=f"{game.num_oscillations} oscillations")
-axes[2].legend()
+for axis, map_fn, name in ((axes[0], twist, "a twist"), (axes[1], involution, "an involution")):
+    kv.plot.disc_map(map_fn, y, ax=axis)
+    axis.set_title(f"{name}: images of quarter circles; red: the data", fontsize="medium")
+kv.plot.game(game, ax=axes[2])

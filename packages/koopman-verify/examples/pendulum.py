@@ -63,6 +63,5 @@ print(f"error bound after 30 / 45 / 60 steps, relative: {np.asarray(prediction.e
 
 kv.plot.eigenvalues(pairs, ax=axes[0])
 axes[0].set_title("EDMD: every eigenvalue off the circle is false", fontsize="medium")
-axes[2].semilogy(np.arange(61), np.maximum(np.asarray(prediction.error) / size, 1e-16), "C1")
-axes[2].set(xlabel="steps ahead", ylabel="bound of the error, relative", title="Forecast of the observable")
-axes[2].grid(alpha=0.3)
+kv.plot.forecast(prediction, size, ax=axes[2])
+axes[2].set_title("Forecast of the observable, relative", fontsize="medium")

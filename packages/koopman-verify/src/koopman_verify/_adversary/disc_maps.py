@@ -133,7 +133,7 @@ class Twist(eqx.Module):
         return _to_circle(jnp.asarray(z))
 
     def lipschitz_bound(self) -> float:
-        r"""Return an upper bound on the Lipschitz constant, infinite if the profile is not a [`Gaps`][]."""
+        r"""Return an upper bound on the Lipschitz constant, infinite if the profile is not a [`koopman_verify.adversary.Gaps`][]."""
         return _shear_norm(self.phi.shear()) if isinstance(self.phi, Gaps) else float("inf")
 
 

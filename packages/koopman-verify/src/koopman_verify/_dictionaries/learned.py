@@ -188,7 +188,7 @@ def train_dictionary(
     - `dictionary`: any `equinox.Module` that is a dictionary, such as [`koopman_verify.LearnedDictionary`][]; all its
         inexact arrays are trained (in the dtype that they have).
     - `train`, `test`: snapshots. Split whole trajectories, not pairs of one trajectory.
-    - `loss`: a function of a factor, from [`koopman_verify.loss`][] or your own.
+    - `loss`: a function of a factor, from `koopman_verify.loss` or your own.
     - `optimiser`: from Optax; by default Adam with rate 1e-3.
     - `batch_size`: by default a tenth of `train`, but no fewer than 20 N snapshots.
     - `max_epochs`, `patience`: stop after so many epochs, or so many without a smaller test loss.

@@ -18,7 +18,7 @@ class KernelSections(AbstractDictionary):
 
     **Arguments:**
 
-    - `kernel`: a kernel; see [`koopman_verify.kernels`][].
+    - `kernel`: a kernel; see `koopman_verify.kernels`.
     - `points`: $x_i$, `[N, d]`.
 
     !!! Example
@@ -69,7 +69,7 @@ def kernel_factor(kernel: Callable, snapshots: Snapshots, *, rank_tol: float | N
 
     **Arguments:**
 
-    - `kernel`: a kernel from [`koopman_verify.kernels`][] or any positive semidefinite callable.
+    - `kernel`: a kernel from `koopman_verify.kernels` or any positive semidefinite callable.
     - `snapshots`: pairs $(x_i, y_i)$; $N$ of them cost $O(N^3)$ operations.
     - `rank_tol`: directions are kept whose singular value (of the functions, scaled to norm one; so the root of an
         eigenvalue of $G$) is above `rank_tol` times the largest. By default the fourth root of the machine epsilon, so
