@@ -266,10 +266,15 @@ def _parts(triangle: Array) -> tuple[dict[str, Array], Array, Array]:
     lengths = _column_lengths(r11)
     sigma = jnp.linalg.svd(r11 / lengths, compute_uv=False)
     fine = jnp.stack([jnp.all(jnp.isfinite(sigma)), sigma[-1] > _tolerance(sigma) * sigma[0]])
-    right = lambda r: jsp.solve_triangular(r11, r.T, trans="T").T
-    basis = jsp.solve_triangular(r11, jnp.eye(len(sigma), dtype=r11.dtype))
+    n = len(r11)
+    # One solve for all three, which waits for the singular values. Under `vmap` JAX's CPU backend runs each batched LAPACK
+    # call on a worker of the pool whose other workers it waits for: as many independent calls as workers lock up.
+    after = jnp.where(jnp.isfinite(sigma[-1]), r11, jnp.nan)
+    rows = jnp.concatenate([r12, r22, jnp.eye(n, dtype=r11.dtype)])
+    solved = jsp.solve_triangular(after, rows.T, trans="T").T
     scales = _norms(r11, r12, r22, lengths, sigma[-1])
-    parts = dict(A=right(r12), B=right(r22), basis=basis, R11=r11, cond=sigma[0] / sigma[-1], scales=scales)
+    cond = sigma[0] / sigma[-1]
+    parts = dict(A=solved[:n], B=solved[n:-n], basis=solved[-n:], R11=r11, cond=cond, scales=scales)
     return parts, fine, sigma
 
 
