@@ -109,7 +109,7 @@ class _Clock:
 
 def plot(rows: list[dict], axes: Any = None) -> Any:
     """Draw E2, and the worst EDMD residual, against the number of functions; return the axes."""
-    import matplotlib.pyplot as plt  # noqa: PLC0415 only for the figure
+    import matplotlib.pyplot as plt
 
     axes = plt.subplots()[1] if axes is None else axes
     sizes = [row["N"] for row in rows]

@@ -7,12 +7,13 @@ point from the nearest root.
 import warnings
 from collections.abc import Iterator
 
+import jax
 import jax.random as jr
 import koopman_verify as kv
 import numpy as np
 
 from .environment import version
-from .peers import eigenvalues_of, fits
+from .peers import adapted, fits
 from .protocol import Row, in_turn
 
 
@@ -42,15 +43,22 @@ def rows(sizes: tuple[int, ...] = (10, 20, 40, 80), num: int = 3000, repeats: in
             "cpu_seconds": seconds["ours"],
         }
         factor = kv.factor(hats, data)
-        lifted = [np.asarray(kv.evaluate(hats, s)) if hasattr(kv, "evaluate") else _values(hats, s) for s in (x, y)]
+        lifted = [np.asarray(jax.vmap(hats)(states)) for states in (data.x, data.y)]
         pairs = kv.edmd(factor)
         false = to_roots(pairs.eigenvalues) > 0.1
-        yield _eigenvalues(base, "koopman-verify, edmd", "koopman-verify", pairs.eigenvalues, to_roots, roots) | {
-            "least_residual_of_false": float(np.asarray(pairs.residuals)[false].min()) if false.any() else None
+
+        def eigenvalues(method: str, distribution: str, values: np.ndarray, base: Row = base) -> Row:
+            off = to_roots(values)
+            found = {"num": len(values), "false": int((off > 0.1).sum()), "pollution": float(off.max())}
+            return base | {"method": method, "version": version(distribution)} | found
+
+        least = float(np.asarray(pairs.residuals)[false].min()) if false.any() else None
+        yield eigenvalues("koopman-verify, edmd", "koopman-verify", np.asarray(pairs.eigenvalues)) | {
+            "least_residual_of_false": least
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the peers' own
             for method, (distribution, fit) in fits(size).items():
                 if distribution != "koopman-verify":
-                    values = eigenvalues_of(distribution, fit(*lifted))
-                    yield _eigenvalues(base, method, distribution, values, to_roots, roots)
+                    values = np.asarray(adapted(distribution, fit(*lifted), hats).eigenvalues)
+                    yield eigenvalues(method, distribution, values)
