@@ -1,6 +1,6 @@
 """KV-4: the undamped pendulum, whose spectral measure is known from action-angle coordinates.
 
-Run `python benchmarks/pendulum.py --help`. The time step is 1/2 and the dictionary the hyperbolic cross of Fourier times
+Run `python -m benchmarks.pendulum --help`. The time step is 1/2 and the dictionary the hyperbolic cross of Fourier times
 Hermite functions of arXiv:2111.14889, on a trapezoidal grid. Reported, as rows of a JSON list:
 
 - the smallest residuals h_N at the four angles of that paper, against its replica's figures;

@@ -1,16 +1,18 @@
-"""Streaming: 10^7 snapshots and 256 real functions, in memory for the triangle and one block."""
+"""Streaming: 10^7 snapshots and 256 real functions, in memory for the triangle and one block.
+
+Run `python -m benchmarks.stream`.
+"""
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
 import jax
 import koopman_verify
 import numpy as np
+
+from .protocol import apart, peak_bytes
 
 
 def blocks(num: int, block: int, seed: int = 0) -> Iterator[koopman_verify.Snapshots]:
@@ -31,18 +33,18 @@ def measure(num: int, block: int, size: int = 256) -> dict:
     dictionary = koopman_verify.Hats(nodes)
     # Compilation (and the memory that it takes) comes first, so that both can be told apart.
     jax.block_until_ready(koopman_verify.factor(dictionary, blocks(2 * block, block)).A)
-    before, wall, cpu = _peak(), time.perf_counter(), time.process_time()
+    before, wall, cpu = peak_bytes(), time.perf_counter(), time.process_time()
     factor = koopman_verify.factor(dictionary, blocks(num, block))
     jax.block_until_ready(factor.A)
     return dict(
         problem="stream",
-        snapshots=factor.num_snapshots,
-        size=factor.size,
+        M=factor.num_snapshots,
+        N=factor.size,
         block=block,
         dtype=str(factor.A.dtype),
-        seconds=round(time.perf_counter() - wall, 2),
+        wall_seconds=round(time.perf_counter() - wall, 2),
         cpu_seconds=round(time.process_time() - cpu, 2),
-        peak_bytes=_peak(),
+        peak_bytes=peak_bytes(),
         peak_bytes_after_compilation=before,
         isometry_defect=float(factor.isometry_defect),
         cond=float(factor.cond),
@@ -54,14 +56,8 @@ def rows(
 ) -> Iterator[dict]:
     """Yield one row for each block size, each measured in a process of its own: a peak never falls."""
     for block in block_sizes:
-        arguments = ["--one", "--num", str(num), "--blocks", str(block), "--size", str(size)]
-        arguments += [] if x64 else ["--float32"]
-        done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=True)
-        yield json.loads(done.stdout)
-
-
-def _peak() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        more = [] if x64 else ["--float32"]
+        yield from apart("stream", "--one", "--num", num, "--blocks", block, "--size", size, *more)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Inexact, Int
+from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from .snapshots import Kind, Snapshots, num_distinct
 from .triangle import settled, sharded_triangle_of, triangle_of
@@ -164,7 +164,7 @@ def factor(
     - `rank_tol`: functions that depend linearly on each other are an error, unless this is given: then the directions
         whose singular value (columns of length one) is at most `rank_tol` times the largest are left out, and the rank
         that is kept is the factor's `rank`. A shape is decided by values, so not under `jit`.
-    - `block`: the number of rows that are factorised at once; by default everything up to 64 MiB.
+    - `block`: the number of rows that are factorised at once; by default some MiB of them, which stay in the cache.
     - `mesh`: devices over which the rows are split. The answer is the same up to rounding.
 
     **Returns:** a [`koopman_verify.Factor`][].
@@ -186,6 +186,14 @@ def factor(
     """
     if block is not None and block < 1:
         raise ValueError(f"`block` must be positive; got {block}")
+    if isinstance(snapshots, Snapshots) and mesh is None and rank_tol is None:
+        parts, fine, sigma = _whole(dictionary, snapshots, block)
+        return Factor(
+            dictionary=dictionary,
+            num_snapshots=snapshots.num_snapshots,
+            kind=snapshots.kind,
+            **_refused_unless(fine, sigma, parts),
+        )
     if isinstance(snapshots, Snapshots):
         first, num = snapshots, snapshots.num_snapshots
         _check_num(dictionary, first, num)
@@ -199,17 +207,24 @@ def factor(
             raise ValueError("`mesh` splits one `Snapshots` over devices; got an iterable of blocks as well")
         triangle, first, num, distinct = _consume(dictionary, snapshots, block)
         _check_num(dictionary, first, num)
-    triangle = _enough(triangle, distinct)
     length = 1.0 if first.weights is not None else math.sqrt(num)
-    parts = _coordinates(triangle, length) if rank_tol is None else _truncated(triangle / length, rank_tol)
-    return Factor(
-        dictionary=dictionary,
-        num_snapshots=num,
-        num_distinct=distinct,
-        kind=first.kind,
-        witnesses=witnesses_of(first.x),
-        **parts,
-    )
+    if rank_tol is None:
+        parts = _coordinates(triangle, length, distinct)
+    else:
+        parts = _truncated(triangle / length, rank_tol) | {"num_distinct": distinct}
+        _raise_unless_enough(distinct, triangle.shape[1] // 2)
+    return Factor(dictionary=dictionary, num_snapshots=num, kind=first.kind, witnesses=witnesses_of(first.x), **parts)
+
+
+@eqx.filter_jit
+def _whole(dictionary: Dictionary, snapshots: Snapshots, block: int | None) -> tuple[dict[str, Any], Array, Array]:
+    """Go from snapshots to the parts of a factor in one program: on small problems, calls cost more than the work."""
+    num = snapshots.num_snapshots
+    _check_num(dictionary, snapshots, num)
+    triangle = triangle_of(dictionary, snapshots, block=block)
+    parts, fine, sigma = _parts(triangle if snapshots.weights is not None else triangle / math.sqrt(num))
+    distinct = num_distinct(snapshots, len(sigma))
+    return parts | {"witnesses": witnesses_of(snapshots.x), "num_distinct": distinct}, fine, sigma
 
 
 @eqx.filter_jit
@@ -250,18 +265,14 @@ def _check_num(dictionary: Dictionary, like: Snapshots, num: int) -> None:
         )
 
 
-def _enough(triangle: Array, distinct: Array) -> Array:
+def _raise_unless_enough(distinct: Array, size: int) -> None:
     """Raise if there are no more different pairs than functions: then every residual is zero, as for M <= N."""
-    size = triangle.shape[1] // 2
-    if isinstance(distinct, Tracer):
-        few = "`snapshots` must hold more pairs that differ than `dictionary` has functions."
-        return eqx.error_if(triangle, distinct <= size, few)
     if int(distinct) <= size:
         raise ValueError(
             "`snapshots` must hold more pairs that differ than `dictionary` has functions; got "
-            f"{int(distinct)} different pairs for N = {size}. Likely cause: repeated snapshots, which add nothing, so that every residual is zero."
+            f"{int(distinct)} different pairs for N = {size}. Likely cause: repeated snapshots, which add nothing, so "
+            "that every residual is zero."
         )
-    return triangle
 
 
 def _consume(
@@ -297,52 +308,56 @@ def _split(triangle: Array) -> tuple[Array, Array, Array]:
     return triangle[:n, :n], triangle[:n, n:], triangle[n:, n:]
 
 
-@eqx.filter_jit
-def _examined(triangle: Array, length: Array) -> tuple[Array, ...]:
-    """Return the triangle of rows that were this much too long, its singular values and columns, and whether all is well."""
-    triangle = settled(triangle / length)
-    r11, _, _ = _split(triangle)
-    lengths = _column_lengths(r11)
-    sigma = jnp.linalg.svd(r11 / lengths, compute_uv=False)
-    return triangle, sigma, lengths, jnp.all(jnp.isfinite(sigma)), sigma[-1] > _tolerance(sigma) * sigma[0]
-
-
-def _tolerance(sigma: Array) -> float:
-    return 2 * len(sigma) * float(jnp.finfo(sigma.dtype).eps)
-
-
 def _norms(r11: Array, r12: Array, r22: Array, lengths: Array, smallest: Array) -> Array:
     # Frobenius norms: a bound on the spectral ones, without three more decompositions.
     root = math.sqrt(r11.shape[0])
     return jnp.stack([*(jnp.linalg.norm(r / lengths) / root for r in (r11, r12, r22)), root / smallest])
 
 
-def _coordinates(triangle: Array, length: float = 1.0) -> dict[str, Any]:
+def _coordinates(triangle: Array, length: float, distinct: Array) -> dict[str, Any]:
     """Return the operator in the coordinates $u = R_{11}v$, if the functions are independent; rows are `length` too long."""
     # An array, so that another number of snapshots is not another program.
-    triangle, sigma, lengths, finite, full = _examined(triangle, jnp.asarray(length, triangle.dtype))
-    if not isinstance(sigma, Tracer):
-        _raise_unless(bool(finite), bool(full), sigma, _tolerance(sigma))
-    else:
-        # On the triangle, which everything depends on: a check of what is not used is not made.
-        triangle = eqx.error_if(triangle, ~finite, _NONFINITE)
-        triangle = eqx.error_if(
-            triangle, ~full, "`dictionary`: its functions depend linearly on each other on `snapshots`."
-        )
-    return _solve(triangle, sigma, lengths)
+    parts, fine, sigma = _parts(triangle / jnp.asarray(length, triangle.dtype))
+    return _refused_unless(fine, sigma, parts | {"num_distinct": distinct})
 
 
 @eqx.filter_jit
-def _solve(triangle: Array, sigma: Array, lengths: Array) -> dict[str, Any]:
+def _parts(triangle: Array) -> tuple[dict[str, Any], Bool[Array, "2"], Float[Array, " N"]]:
+    """Return the parts, whether the values are finite and the functions independent, and the singular values."""
+    triangle = settled(triangle)
     r11, r12, r22 = _split(triangle)
+    lengths = _column_lengths(r11)
+    sigma = jnp.linalg.svd(r11 / lengths, compute_uv=False)
+    fine = jnp.stack([jnp.all(jnp.isfinite(sigma)), sigma[-1] > _tolerance(sigma) * sigma[0]])
     n = len(r11)
     # One solve for all three, which waits for the singular values. Under `vmap` JAX's CPU backend runs each batched LAPACK
     # call on a worker of the pool whose other workers it waits for: as many independent calls as workers lock up.
-    full = jnp.where(jnp.isfinite(sigma[-1]), r11, jnp.nan)
+    after = jnp.where(jnp.isfinite(sigma[-1]), r11, jnp.nan)
     rows = jnp.concatenate([r12, r22, jnp.eye(n, dtype=r11.dtype)])
-    solved = jsp.solve_triangular(full, rows.T, trans="T").T
+    solved = jsp.solve_triangular(after, rows.T, trans="T").T
     scales = _norms(r11, r12, r22, lengths, sigma[-1])
-    return dict(A=solved[:n], B=solved[n:-n], basis=solved[-n:], R11=r11, cond=sigma[0] / sigma[-1], scales=scales)
+    cond = sigma[0] / sigma[-1]
+    parts = dict(A=solved[:n], B=solved[n:-n], basis=solved[-n:], R11=r11, cond=cond, scales=scales)
+    return parts, fine, sigma
+
+
+def _tolerance(sigma: Array) -> float:
+    return 2 * len(sigma) * float(jnp.finfo(sigma.dtype).eps)
+
+
+def _refused_unless(fine: Array, sigma: Array, parts: dict[str, Any]) -> dict[str, Any]:
+    size, distinct = len(sigma), parts["num_distinct"]
+    if isinstance(fine, Tracer) or isinstance(distinct, Tracer):
+        # On all the parts: a check of what is not used is not made.
+        few = "`snapshots` must hold more pairs that differ than `dictionary` has functions."
+        parts = eqx.error_if(parts, distinct <= size, few)
+        parts = eqx.error_if(parts, ~fine[0], _NONFINITE)
+        dependent = "`dictionary`: its functions depend linearly on each other on `snapshots`."
+        return eqx.error_if(parts, ~fine[1], dependent)
+    _raise_unless_enough(distinct, size)
+    finite, full = np.asarray(fine).tolist()
+    _raise_unless(finite, full, sigma, _tolerance(sigma))
+    return parts
 
 
 def _truncated(triangle: Array, rank_tol: float) -> dict[str, Any]:

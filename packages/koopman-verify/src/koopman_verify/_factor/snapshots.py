@@ -139,6 +139,7 @@ def _real(name: str, value: Any) -> Array:
 def _check_finite(name: str, value: Array) -> None:
     if isinstance(value, Tracer):
         return
-    bad = np.logical_not(np.isfinite(np.asarray(value)).all(axis=1)).reshape(-1)
-    if bad.any():
+    finite = np.isfinite(np.asarray(value))
+    if not finite.all():
+        bad = ~finite.all(axis=1)
         raise ValueError(f"`{name}` must be finite; snapshot {int(np.argmax(bad))} of {len(bad)} is not")

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from .snapshots import Snapshots
 
 
-_AT_ONCE = 2**26  # bytes of rows that are factorised in one go
+_AT_ONCE = 2**23  # bytes of rows that are factorised in one go: more leave the cache, and take twice the time
 
 
 @eqx.filter_jit
@@ -48,7 +48,9 @@ def _reduce(dictionary: Any, x: Array, y: Array, scale: Array, block: int | None
     if rows is None:
         at_once = _AT_ONCE // (width * values.dtype.itemsize)
         # A triangle of `width` rows is factorised again with each block: four times as many new rows keep that cheap.
-        rows = num if num <= at_once else max(4 * width, min(at_once, 2048))
+        whole = start is None and num <= max(at_once, 16 * width)
+        rows = num if whole else max(4 * width, min(at_once, 2048))
+        rows = -(-num // -(-num // rows))  # equal blocks, so that few rows are padding
     if start is None and rows >= num >= width:
         return _triangle(_rows(dictionary, x, y, scale))
     pieces = tuple(_blocks(a, min(rows, num)) for a in (x, y, scale))

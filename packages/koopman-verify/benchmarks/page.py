@@ -1,0 +1,2 @@
+def to_markdown(results):
+    return ""
