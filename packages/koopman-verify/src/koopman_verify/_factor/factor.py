@@ -352,8 +352,7 @@ def _refused_unless(fine: Array, sigma: Array, parts: dict[str, Any]) -> dict[st
         few = "`snapshots` must hold more pairs that differ than `dictionary` has functions."
         parts = eqx.error_if(parts, distinct <= size, few)
         parts = eqx.error_if(parts, ~fine[0], _NONFINITE)
-        dependent = "`dictionary`: its functions depend linearly on each other on `snapshots`."
-        return eqx.error_if(parts, ~fine[1], dependent)
+        return eqx.error_if(parts, ~fine[1], _DEPENDENT)
     _raise_unless_enough(distinct, size)
     finite, full = np.asarray(fine).tolist()
     _raise_unless(finite, full, sigma, _tolerance(sigma))
@@ -394,13 +393,16 @@ def _kept(triangle: Array, directions: tuple[Array, ...], rank: int) -> dict[str
     return dict(A=image[:rank], B=outside, basis=basis, R11=r11, cond=sigma[0] / sigma[rank - 1], scales=scales)
 
 
+_DEPENDENT = "`dictionary`: its functions depend linearly on each other on `snapshots`."
 _NONFINITE = "`dictionary` returned a value that is not finite on `snapshots` (or the map `y` left its domain)."
 
 
 def _raise_unless(finite: bool, full: bool, sigma: Array, tolerance: float) -> None:
     if not finite:
         raise ValueError(_NONFINITE)
-    if float(sigma[0]) == 0:
+    if not full and isinstance(sigma, Tracer):  # a derivative is being taken
+        raise ValueError(_DEPENDENT)
+    if not full and float(sigma[0]) == 0:
         raise ValueError("`dictionary`: all of its functions are zero on `snapshots`")
     if not full:
         rank = int(jnp.sum(sigma > tolerance * sigma[0]))
