@@ -1,3 +1,5 @@
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -147,7 +149,10 @@ def _change(a: Array, value: Array, u: Array, change: Array, others: Array) -> t
     """Return the derivatives of one pair; `others` holds the other eigenvalues, and an infinity in place of its own."""
     operator, solver, state = _solver(_bordered(a.astype(u.dtype), value, u))
     distinct = _distinct(a, value, others, (operator, solver, state))
-    image = eqx.error_if(change.astype(u.dtype) @ u, ~distinct, _COINCIDE)
+    # Otherwise the solver would complain of a singular system first, and more vaguely, wherever that error is faster.
+    state = _or_identity(state, distinct, solver, len(u) + 1, u.dtype)
+    # On the vector and not on its product with the change: reverse mode would drop a check of what is linear.
+    image = change.astype(u.dtype) @ eqx.error_if(u, ~distinct, _COINCIDE)
     right = jnp.concatenate([-image, jnp.zeros_like(image[:1])])
     solution = lx.linear_solve(operator, right, solver, state=state, throw=False).value
     return -solution[-1], solution[:-1]
@@ -161,6 +166,14 @@ def _bordered(a: Array, value: Array, u: Array) -> Array:
 def _solver(matrix: Array) -> tuple:
     operator, solver = lx.MatrixLinearOperator(matrix), lx.LU()
     return operator, solver, solver.init(operator, options={})
+
+
+def _or_identity(state: Any, keep: Array, solver: lx.LU, size: int, dtype: Any) -> Any:
+    """Return a factorisation, or that of the identity where it is not to be kept."""
+    identity = solver.init(lx.MatrixLinearOperator(jnp.eye(size, dtype=dtype)), options={})
+    arrays, static = eqx.partition(state, eqx.is_array)
+    chosen = jax.tree.map(lambda a, b: jnp.where(keep, a, b), arrays, eqx.filter(identity, eqx.is_array))
+    return eqx.combine(chosen, static)
 
 
 def _condition_of_eigenvalue(operator: lx.AbstractLinearOperator, solver: lx.LU, state: tuple) -> Array:
