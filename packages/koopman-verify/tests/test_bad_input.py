@@ -158,3 +158,24 @@ def test_a_small_time_step_is_flagged():
     far = kv.certify(kv.edmd(FACTOR), Snapshots(fresh, fresh + 1.0))
     assert int(jnp.sum(far.near_identity)) == 1  # the constant function, which has its own mark
     assert "near 1" not in str(far)
+
+
+def test_states_of_another_dimension_than_the_dictionary_has():
+    # Broadcasting would make a number of them, and a wrong one.
+    plane = Snapshots(np.repeat(X, 2, axis=1), np.repeat(X, 2, axis=1))
+    for d in (kv.Hermite(3), kv.Legendre(3), kv.Chebyshev(3), kv.Monomials(3, 2), kv.RBF(np.eye(3)), MODES):
+        with pytest.raises((TypeError, ValueError), match="state of shape"):
+            kv.factor(d, plane)
+    with pytest.raises(ValueError, match="states of one dimension"):
+        kv.factor(lambda x: jnp.stack([x[0], x[0] ** 2]), [plane, Snapshots(X, X)])
+
+
+@pytest.mark.parametrize("bad", [None, 3.0, [1.0], np.ones((2, 2, 2, 2))])
+def test_trajectories_that_are_none(bad):
+    with pytest.raises(ValueError, match="`trajectory` must"):
+        Snapshots.from_trajectory(bad)
+
+
+def test_delays_and_strides_are_whole_numbers():
+    with pytest.raises((TypeError, ValueError), match="delays"):
+        Snapshots.from_trajectory(np.arange(9.0), delays=1.5)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from ._factor.factor import Dictionary, Factor, evaluate, promoted
+from ._factor.factor import Dictionary, Factor, checked_factor, evaluate, promoted
 from ._measures.mpedmd import checked, coordinates_of
 from ._spectra.edmd import Eigenpairs
 
@@ -102,6 +102,7 @@ def forecast(
         print(prediction.mean[:, 0], prediction.bound)
         ```
     """
+    checked_factor(factor)
     u = coordinates_of(factor, observable_coefficients)
     _check_steps(num_steps)
     norm = None if norm_bound is None else _norm(norm_bound, factor.cond.dtype)

@@ -36,6 +36,14 @@ class AbstractDictionary(eqx.Module):
         r"""Return Lipschitz constants of $\psi_j$ in the Euclidean norm, or `None` where there are none or unknown."""
 
 
+def one_state(x: Any, dimension: int) -> Float[Array, " d"]:
+    """Return a state as a JAX array (a NumPy one may have a precision that JAX has not), or raise."""
+    x = jnp.asarray(x)
+    if x.shape != (dimension,):
+        raise ValueError(f"`x` must be one state of shape [{dimension}], as the dictionary has it; got {list(x.shape)}")
+    return x
+
+
 class Fourier(AbstractDictionary):
     r"""Characters of the torus, $\psi_k(x) = e^{2\pi i\, k\cdot x/p}$.
 
@@ -72,8 +80,7 @@ class Fourier(AbstractDictionary):
 
     def __call__(self, x: Float[Array, " d"]) -> Inexact[Array, " N"]:
         r"""Return $e^{2\pi i\,k\cdot x/p}$ for every frequency."""
-        if x.shape != self.frequencies.shape[1:]:
-            raise ValueError(f"`x` must be one state of shape {list(self.frequencies.shape[1:])}; got {list(x.shape)}")
+        x = one_state(x, self.frequencies.shape[1])
         phase = (2 * math.pi / self.period) * (self.frequencies.astype(x.dtype) @ x)
         return jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
 

@@ -7,7 +7,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from .dictionary import AbstractDictionary
+from .dictionary import AbstractDictionary, one_state
 from .index_sets import IndexSet, index_set as _index_set, product_bounds, tensor_values
 
 
@@ -55,6 +55,7 @@ class Hermite(AbstractDictionary):
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, " N"]:
         """Return the functions at one state."""
+        x = one_state(x, len(self.centre))
         centre, scale = self.centre.astype(x.dtype), self.scale.astype(x.dtype)
         t = (x - centre) / scale
         n = np.arange(self.degree, dtype=np.float64)
@@ -105,6 +106,7 @@ class Legendre(AbstractDictionary):
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, " N"]:
         """Return the polynomials at one state."""
+        x = one_state(x, len(self.lower))
         n = np.arange(self.degree, dtype=np.float64)
         table = _three_term(_to_cube(x, self.lower, self.upper), (2 * n + 1) / (n + 1), n / (n + 1))
         norm = np.sqrt(2 * np.arange(self.degree + 1) + 1)
@@ -154,6 +156,7 @@ class Chebyshev(AbstractDictionary):
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, " N"]:
         """Return the polynomials at one state."""
+        x = one_state(x, len(self.lower))
         n = np.arange(self.degree)
         table = _three_term(_to_cube(x, self.lower, self.upper), np.where(n == 0, 1.0, 2.0), np.where(n == 0, 0.0, 1.0))
         norm = np.where(np.arange(self.degree + 1) == 0, 1.0, np.sqrt(2.0))
@@ -208,6 +211,7 @@ class Monomials(AbstractDictionary):
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, " N"]:
         """Return the monomials at one state."""
+        x = one_state(x, len(self.centre))
         t = (x - self.centre.astype(x.dtype)) / self.scale.astype(x.dtype)
         steps = jnp.concatenate([jnp.ones_like(t)[:, None], jnp.tile(t[:, None], self.degree)], axis=1)
         return tensor_values(jnp.cumprod(steps, axis=1), self.indices)

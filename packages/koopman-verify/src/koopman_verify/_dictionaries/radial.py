@@ -9,7 +9,7 @@ import jax.random as jr
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .dictionary import AbstractDictionary
+from .dictionary import AbstractDictionary, one_state
 
 
 Profile: TypeAlias = Literal["gaussian", "exponential", "laplacian", "lorentzian", "matern32", "matern52"]
@@ -96,6 +96,7 @@ class RBF(AbstractDictionary):
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, " N"]:
         """Return the functions at one state."""
+        x = one_state(x, self.centres.shape[1])
         square = jnp.sum((x[None] - self.centres.astype(x.dtype)) ** 2, axis=1) / self.scale.astype(x.dtype) ** 2
         return radial(self.profile, square)
 

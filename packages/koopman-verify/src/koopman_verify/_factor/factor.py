@@ -287,6 +287,11 @@ def _consume(
         if first is None:
             first = piece
             size = _size(dictionary, first)
+        if piece.x.shape[1] != first.x.shape[1] or piece.x.dtype != first.x.dtype:
+            raise ValueError(
+                "`snapshots`: all blocks must have states of one dimension and dtype; got "
+                f"{first.x.shape[1]} ({first.x.dtype}) and {piece.x.shape[1]} ({piece.x.dtype})"
+            )
         if (piece.weights is None) != (first.weights is None) or piece.kind != first.kind:
             raise ValueError("`snapshots`: all blocks must be of one kind, and either all or none must have weights")
         triangle = triangle_of(dictionary, piece, block=block, start=triangle)

@@ -83,14 +83,17 @@ class Snapshots(eqx.Module):
 
         **Raises:** `ValueError` if a trajectory is too short.
         """
-        z = jnp.asarray(trajectory)
+        z = _real("trajectory", trajectory)
+        if any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) for n in (delays, stride)):
+            raise ValueError(f"`delays` and `stride` must be whole numbers; got {delays!r} and {stride!r}")
+        shape = list(z.shape)
         z = z[:, None] if z.ndim == 1 else z
         z = z[None] if z.ndim == 2 else z
-        num = z.shape[1] - (delays - 1) * stride - 1
+        num = z.shape[1] - (delays - 1) * stride - 1 if z.ndim == 3 else 0
         if z.ndim != 3 or delays < 1 or stride < 1 or num < 1:
             raise ValueError(
                 f"`trajectory` must be [T, d] or [R, T, d] with T > (delays - 1) * stride + 1 = "
-                f"{(delays - 1) * stride + 1}; got shape {list(jnp.shape(trajectory))}"
+                f"{(delays - 1) * stride + 1}; got shape {shape}"
             )
         rows = jnp.arange(num)[:, None] + stride * jnp.arange(delays)[None]
         embed = lambda shift: z[:, rows + shift].reshape(z.shape[0] * num, delays * z.shape[2])

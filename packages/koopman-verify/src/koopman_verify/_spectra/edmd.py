@@ -69,7 +69,7 @@ class Eigenpairs(eqx.Module):
 
     def functions(self, x: Float[Array, " d"]) -> Complex[Array, "..."]:
         r"""Return the eigenfunctions' values at a state, $\sum_j\psi_j(x)v_j$."""
-        psi, v = promoted(self.dictionary(x), self.coefficients)
+        psi, v = promoted(self.dictionary(jnp.asarray(x)), self.coefficients)
         return (psi @ v).astype(self.eigenvalues.dtype)
 
     def __str__(self) -> str:

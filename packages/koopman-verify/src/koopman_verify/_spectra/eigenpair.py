@@ -103,8 +103,11 @@ def eigenpair(
         speed = jax.grad(lambda p: jnp.abs(koopman_verify.eigenpair(family(p), 1.0)[0]))(0.3)
         ```
     """
+    matrix = jnp.asarray(matrix)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"`matrix` must be square; got shape {list(matrix.shape)}")
+    if not jnp.issubdtype(matrix.dtype, jnp.inexact):
+        matrix = matrix.astype(jnp.result_type(float))
     values, _ = _eig(jax.lax.stop_gradient(matrix))
     distance = jnp.abs(values - jax.lax.stop_gradient(jnp.asarray(near)).astype(values.dtype))
     return _pair(matrix, jnp.argmin(distance))
