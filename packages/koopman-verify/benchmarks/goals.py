@@ -1,5 +1,6 @@
 """What the project's issue and specification ask of each family, as figures of the recorded rows."""
 
+import itertools
 from collections.abc import Callable
 
 from .protocol import Goal, Row
@@ -12,7 +13,9 @@ def precision(rows: list[Row]) -> list[Goal]:
         ours, squared = (r for r in rows if r["dtype"] == dtype and r["cond"] == 1)
         gain = squared["at_eigenvalue"] / ours["at_eigenvalue"]
         goals += [
-            Goal(f"{dtype}: residual floor at an exact eigenvalue at most {floor:.0e}", ours["at_eigenvalue"], most=floor),
+            Goal(
+                f"{dtype}: residual floor at an exact eigenvalue at most {floor:.0e}", ours["at_eigenvalue"], most=floor
+            ),
             Goal(f"{dtype}: the squared form's floor is at least 10,000 times higher", gain, least=1e4),
         ]
     return goals
@@ -36,11 +39,15 @@ def duffing(rows: list[Row]) -> list[Goal]:
     """KV-3."""
     mine = [row for row in rows if row["width"] < 2]
     largest = max(row["N"] for row in mine)
-    falls = max(b["E2_kappa1"] / a["E2_kappa1"] for a, b in zip(mine, mine[1:], strict=False)) if mine[1:] else None
+    falls = max(b["E2_kappa1"] / a["E2_kappa1"] for a, b in itertools.pairwise(mine)) if mine[1:] else None
     return [
         Goal("the paper's sizes, N up to 1,259: largest N measured", largest, least=1259),
         Goal("E2 falls with N, kappa 1: largest ratio of one size to the one before", falls, most=1.0),
-        Goal("E2 below the worst EDMD residual: largest ratio", max(r["E2_kappa1"] / r["edmd_worst"] for r in rows), most=1),
+        Goal(
+            "E2 below the worst EDMD residual: largest ratio",
+            max(r["E2_kappa1"] / r["edmd_worst"] for r in rows),
+            most=1,
+        ),
     ]
 
 
@@ -107,7 +114,9 @@ def peers(rows: list[Row]) -> list[Goal]:
         mine = [row for row in rows if row["problem"] == problem]
         ours = next(row for row in mine if row["method"] == "koopman-verify")
         others = [row for row in mine if not row["method"].startswith(("koopman-verify", "NumPy"))]
-        goals.append(Goal(f"{problem}: false eigenvalues that were certified", sum(r["false_certified"] for r in mine), most=0))
+        goals.append(
+            Goal(f"{problem}: false eigenvalues that were certified", sum(r["false_certified"] for r in mine), most=0)
+        )
         if others:
             by_hand = ours["cpu_seconds"] / min(row["cpu_with_residuals"] for row in others)
             goals += [
