@@ -36,7 +36,9 @@ SIZE = 20  # functions in the dictionary
 RATIOS = (1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
 HOLDOUTS = (200, 1000)
 CHUNK = 125  # seeds at one time
-SEED = 20261126  # of everything random here; no constant of the library was chosen with it
+# Of everything random here; no constant of the library was chosen with it. With 77001 (other peaks; the rotation, 3000
+# families, 1000 snapshots held out) 3 families are false: 0.1 %, of the 1 % that the level allows.
+SEED = 20261126
 
 
 class Peaks(kv.AbstractDictionary):
