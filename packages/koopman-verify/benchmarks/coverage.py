@@ -1,16 +1,18 @@
 """Are certificates true? Many fits, each certified on fresh snapshots, against residuals known to three digits or more.
 
-Run `python benchmarks/coverage.py` (some minutes); `--seeds 80` for a look. A *false* family is one in which the bound of
-any supported pair is below its true residual. Each row also says what Student's interval would have done on the same
-snapshots, and what the residual of the fit claims.
+Run `python benchmarks/coverage.py` (some minutes); `--seeds 80` for a look; `--out` for a file. A *false* family is one in
+which the upper bound of any supported pair is below its true residual. There are rows for `certify`, for Student's interval
+on the same snapshots, and for what the residual of the fit claims.
 """
 
 import argparse
 import json
 import math
 import os
+import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -27,14 +29,16 @@ import jax.random as jr
 import koopman_verify as kv
 import numpy as np
 from jaxtyping import Array
-from koopman_verify import _pointwise, _statistics
+from koopman_verify._certificates import pointwise, statistics
 
-
-jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 SIZE = 20  # functions in the dictionary
 RATIOS = (1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
 HOLDOUTS = (200, 1000)
+CHUNK = 125  # seeds at one time
+# Of everything random here; no constant of the library was chosen with it. With 77001 (other peaks; the rotation, 3000
+# families, 1000 snapshots held out) 3 families are false: 0.1 %, of the 1 % that the level allows.
+SEED = 20261126
 
 
 class Peaks(kv.AbstractDictionary):
@@ -80,7 +84,7 @@ def duffing(x: Array) -> Array:
 
 def problems(reference: int) -> dict[str, tuple[Any, Any, Any, kv.Factor]]:
     """Return for each problem: the dictionary, the map, a sampler of states, and the factor that stands for the truth."""
-    keys = jr.split(jr.key(2024), 4)
+    keys = jr.split(jr.key(SEED), 4)
     peaks = Peaks(jr.uniform(keys[0], (SIZE,)), jr.uniform(keys[1], (SIZE,), minval=0.1, maxval=0.4))
     turn = lambda x: (x + (math.sqrt(5) - 1) / 2) % 1
     nodes = (jnp.arange(200_000.0)[:, None] + 0.5) / 200_000
@@ -95,8 +99,8 @@ def problems(reference: int) -> dict[str, tuple[Any, Any, Any, kv.Factor]]:
     }
 
 
-def run(name: str, problem: Any, ratio: float, holdout: int, seeds: int, level: float) -> dict[str, Any]:
-    """Fit, certify and compare with the truth, for every seed."""
+def study(problem: Any, ratio: float, holdout: int, seeds: int, level: float) -> Iterator[dict[str, Any]]:
+    """Fit, certify and compare with the truth, for every seed; yield a row for each way to claim something."""
     dictionary, flow, sample, reference = problem
     num = math.ceil(ratio * SIZE)
 
@@ -107,9 +111,9 @@ def run(name: str, problem: Any, ratio: float, holdout: int, seeds: int, level: 
         held = kv.Snapshots(fresh, flow(fresh))
         certificate = kv.certify(pairs, held, level=level)
         true = reference.residual(pairs.eigenvalues, reference.R11 @ pairs.coefficients)
-        values = _pointwise.pointwise(pairs, held)
-        moments = _statistics.moments(values.n, values.d)
-        student = jnp.sqrt(_statistics.plain(moments, (1 - level) / (2 * SIZE))[1])
+        values = pointwise.pointwise(pairs, held)
+        moments = statistics.moments(values.n, values.d)
+        student = jnp.sqrt(statistics.plain(moments, (1 - level) / (2 * SIZE))[1])
         return (
             certificate.upper,
             certificate.lower,
@@ -120,60 +124,72 @@ def run(name: str, problem: Any, ratio: float, holdout: int, seeds: int, level: 
             pairs.residuals + pairs.rounding,
         )
 
-    # One seed at a time: batches of small decompositions have been seen to lock up on a machine of two cores.
-    one = eqx.filter_jit(once)
-    keys = jr.split(jr.key(int(1000 * ratio) + holdout), seeds)
+    batch = eqx.filter_jit(jax.vmap(once))
+    keys = jr.split(jr.fold_in(jr.fold_in(jr.key(SEED), holdout), int(1000 * ratio)), seeds)
     start = time.process_time()
-    parts = [jax.device_get(one(key)) for key in keys]
+    parts = [jax.device_get(batch(keys[i : i + CHUNK])) for i in range(0, seeds, CHUNK)]
     upper, lower, supported, rigorous, true, student, training = (
-        np.stack([part[i] for part in parts]) for i in range(7)
+        np.concatenate([part[i] for part in parts]) for i in range(7)
     )
     families = lambda bad: int(np.any(bad, axis=1).sum())
-    ratios = (upper / true)[supported]
-    quantile = lambda a, q: float(np.quantile(a[np.isfinite(a)], q)) if np.isfinite(a).any() else None
-    return {
-        "problem": name,
-        "M/N": ratio,
-        "M": num,
-        "holdout": holdout,
-        "seeds": seeds,
-        "level": level,
-        "false": families(supported & (upper < true)),
-        "false_lower": families(supported & (lower > true)),
-        "false_if_never_refused": families(upper < true),
-        "refused": float(1 - supported.mean()),
-        "rigorous": float((rigorous & supported).mean()),
-        "bound/true": quantile(ratios, 0.5),
-        "bound/true 95%": quantile(ratios, 0.95),
-        "student_false": families(student < true),
-        "student/true": quantile(student / true, 0.5),
-        "training_false": families(training < true),
-        "training_pairs_false": float((training < true).mean()),
-        "training/true": quantile(training / true, 0.5),
-        "cpu_s": time.process_time() - start,
-    }
+
+    def row(method: str, claim: Any, made: Any, **more: Any) -> dict[str, Any]:
+        ratios = (claim / true)[made & np.isfinite(claim)]
+        quantile = lambda q: float(np.quantile(ratios, q)) if ratios.size else None
+        return {
+            "method": method,
+            "M/N": ratio,
+            "M": num,
+            "N": SIZE,
+            "holdout": holdout,
+            "seeds": seeds,
+            "level": level,
+            "false": families(made & (claim < true)),
+            "false_pairs": int(np.sum(made & (claim < true))),
+            "refused": float(1 - made.mean()),
+            "bound/true": quantile(0.5),
+            "bound/true 95%": quantile(0.95),
+            **more,
+        }
+
+    lower_false = families(supported & (lower > true))
+    more = dict(
+        false_lower=lower_false, rigorous=float((rigorous & supported).mean()), false_unguarded=families(upper < true)
+    )
+    yield row("certify", upper, supported, cpu_s=time.process_time() - start, **more)
+    yield row("student", student, np.isfinite(student))
+    yield row("training", training, np.isfinite(training))
+
+
+def rows(
+    seeds: int = 1000, level: float = 0.99, reference: int = 1_000_000, ratios: tuple[float, ...] = RATIOS
+) -> Iterator[dict[str, Any]]:
+    """Yield all rows; `seeds` for each problem and size of the hold-out set, shared by the ratios M/N."""
+    for name, problem in problems(reference).items():
+        for ratio in ratios:
+            for holdout in HOLDOUTS:
+                for row in study(problem, ratio, holdout, max(1, seeds // len(ratios)), level):
+                    yield {"problem": name, **row}
 
 
 def main() -> int:
-    """Print one JSON row per problem, ratio and size of the hold-out set, and the totals."""
+    """Print one JSON row per problem, ratio, size of the hold-out set and method, and the totals."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=1000, help="for each problem and size, shared by all ratios")
     parser.add_argument("--level", type=float, default=0.99)
     parser.add_argument("--reference", type=int, default=1_000_000, help="snapshots that stand for the truth (Duffing)")
+    parser.add_argument("--out", help="a file for the rows")
     arguments = parser.parse_args()
-    rows = []
-    for name, problem in problems(arguments.reference).items():
-        for ratio in RATIOS:
-            for holdout in HOLDOUTS:
-                seeds = max(1, arguments.seeds // len(RATIOS))
-                rows.append(run(name, problem, ratio, holdout, seeds, arguments.level))
-                print(json.dumps(rows[-1]), flush=True)
-    total = lambda name: sum(row[name] for row in rows)
-    print(
-        f"{total('seeds')} families: {total('false')} false, {total('false_lower')} with a false lower bound; Student's "
-        f"interval {total('student_false')}, residual of the fit {total('training_false')}",
-        file=sys.stderr,
-    )
+    done = []
+    for row in rows(arguments.seeds, arguments.level, arguments.reference):
+        done.append(row)
+        print(json.dumps(row), flush=True)
+        if arguments.out:
+            pathlib.Path(arguments.out).write_text("[\n" + ",\n".join(map(json.dumps, done)) + "\n]\n")
+    for method in ("certify", "student", "training"):
+        mine = [row for row in done if row["method"] == method]
+        total = lambda name, mine=mine: sum(row[name] for row in mine)
+        print(f"{method}: {total('false')} of {total('seeds')} families with a false bound", file=sys.stderr)
     return 0
 
 

@@ -56,6 +56,12 @@ def fit():
 
 
 @pytest.fixture(scope="module")
+def held():
+    """One hold-out set for many tests: another number of snapshots would compile everything again."""
+    return snapshots(jr.key(5), 2000)
+
+
+@pytest.fixture(scope="module")
 def truth():
     reference = kv.factor(peaks(), nodes(20_000))
     return lambda pairs: reference.residual(pairs.eigenvalues, reference.R11.astype(complex) @ pairs.coefficients)
@@ -97,8 +103,8 @@ def test_training_is_never_a_certificate(fit):
     assert "10 N" in certificate.assumptions[0]
 
 
-def test_holdout(fit, truth):
-    certificate = kv.certify(fit, snapshots(jr.key(5), 2000), tol=0.5)
+def test_holdout(fit, held, truth):
+    certificate = kv.certify(fit, held, tol=0.5)
     true = truth(fit)
     assert certificate.kind == "holdout"
     assert certificate.level == 0.99
@@ -118,9 +124,9 @@ def test_holdout(fit, truth):
     assert any("box" in line for line in certificate.assumptions)
 
 
-def test_holdout_of_a_single_pair(fit):
-    many = kv.certify(fit, snapshots(jr.key(5), 500))
-    one = kv.certify(fit[0], snapshots(jr.key(5), 500))
+def test_holdout_of_a_single_pair(fit, held):
+    many = kv.certify(fit, held)
+    one = kv.certify(fit[0], held)
     assert one.status.shape == ()
     assert one.upper.shape == ()
     assert one.status == "certified"
@@ -130,9 +136,8 @@ def test_holdout_of_a_single_pair(fit):
     assert one.relative_to_identity == one.upper / abs(1 - fit.eigenvalues[0])
 
 
-def test_higher_level_is_wider(fit):
-    held = snapshots(jr.key(5), 1000)
-    low, high = (kv.certify(fit, held, level=level) for level in (0.9, 0.9999))
+def test_higher_level_is_wider(fit, held):
+    low, high = kv.certify(fit, held, level=0.9), kv.certify(fit, held)
     assert np.all(low.upper < high.upper)
     assert np.all(low.lower > high.lower)
 
@@ -140,7 +145,7 @@ def test_higher_level_is_wider(fit):
 def test_no_false_certificate_over_fifty_seeds(truth):
     rows = []
     for seed in range(52):
-        num = (15, 36, 120, 600)[seed % 4]
+        num = (15, 36, 120)[seed % 3]
         first, second = jr.split(jr.key(seed))
         pairs = kv.edmd(kv.factor(peaks(), snapshots(first, num)))
         certificate = kv.certify(pairs, snapshots(second, 600))
@@ -155,20 +160,20 @@ def test_no_false_certificate_over_fifty_seeds(truth):
 
 
 def test_bernstein(fit, truth):
-    held = snapshots(jr.key(6), 20_000)
+    many = snapshots(jr.key(6), 20_000)
     sup = jnp.max(jnp.abs(jax.vmap(fit.functions)(nodes(5000).x)), axis=0) * 1.01
-    certificate = kv.certify(fit, held, method="bernstein", bound=sup)
+    certificate = kv.certify(fit, many, method="bernstein", bound=sup)
     true = truth(fit)
     assert certificate.rigorous.all()
     assert np.all(true <= certificate.upper)
     assert np.all(certificate.lower <= true)
     assert np.median(certificate.upper / true) < 1.3
-    auto = kv.certify(fit, held, bound=sup)
+    auto = kv.certify(fit, many, bound=sup)
     assert auto.rigorous.any()
     assert np.all(auto.upper[auto.supported] >= true[auto.supported])
     assert any("rigorous at this sample size" in line for line in auto.assumptions)
     # From the suprema of the dictionary alone the bound still holds, and is wider.
-    wide = kv.certify(fit, held, method="bernstein")
+    wide = kv.certify(fit, many, method="bernstein")
     assert np.all(wide.upper >= certificate.upper)
 
 
@@ -203,9 +208,8 @@ def test_tails_that_cancel_in_the_difference_do_not_fool_the_bound():
     assert np.mean(supported & (upper < true)) <= 0.01 + 3 * math.sqrt(0.01 / 500)
 
 
-def test_duplicates_are_refused(fit):
-    held = snapshots(jr.key(5), 100)
-    double = kv.Snapshots(jnp.concatenate([held.x, held.x[:1]]), jnp.concatenate([held.y, held.y[:1]]))
+def test_duplicates_are_refused(fit, held):
+    double = kv.Snapshots(held.x.at[7].set(held.x[3]), held.y.at[7].set(held.y[3]))
     assert all(any(r.startswith("duplicates") for r in reasons) for reasons in kv.certify(fit, double).reasons)
 
 
@@ -231,6 +235,20 @@ def test_trajectory_is_averaged_in_blocks(fit, truth):
     assert np.all((true <= certificate.upper)[good])
     short = kv.certify(fit, kv.Snapshots.from_trajectory(x[:200]), block=20)
     assert all(any(r.startswith("few") for r in reasons) for reasons in short.reasons)
+
+
+def test_many_short_runs_share_blocks():
+    # Five steps of each of 1000 runs that hardly move: what is independent is the runs, not the steps.
+    start = jr.normal(jr.key(4), (1000, 1, 1))
+    runs = start + 0.05 * jnp.arange(6.0)[None, :, None]
+    pairs = kv.interop.from_eigenvectors([0.5], np.ones((1, 1)), lambda x: x)
+    certificate = kv.certify(pairs, kv.Snapshots.from_trajectory(runs))
+    blocks = next(line for line in certificate.assumptions if "blocks" in line)
+    assert 15 <= int(blocks.split("blocks of ")[1].split()[0]) <= 40
+    # With x = z + s, s = 0, ..., 0.2 in steps of 0.05: E (x + 0.05 - x / 2)^2 / E x^2.
+    s = 0.05 * np.arange(5)
+    true = math.sqrt(np.mean(0.25 + (s / 2 + 0.05) ** 2) / np.mean(1 + s**2))
+    assert certificate.lower[0] < true < certificate.upper[0] < 1.1 * true
 
 
 def test_slow_trajectory_gets_long_blocks():
@@ -260,9 +278,8 @@ def test_known_modulus_bounds_the_truth_and_tightens(fit, truth):
         widths.append(np.where(finite, certificate.upper - certificate.lower, np.inf))
     assert finite.all()
     assert np.all(widths[1] < 0.2 * widths[0])
-    noisy = kv.KnownModulus(nodes(2000), modulus=lambda r: r, radii=np.full(2000, 2.5e-4), error=1e-4)
-    clean = kv.KnownModulus(nodes(2000), modulus=1.0, radii=2.5e-4)
-    assert np.all(kv.certify(fit, noisy).upper > kv.certify(fit, clean).upper)
+    noisy = kv.KnownModulus(nodes(16_000), modulus=lambda r: r, radii=np.full(16_000, 0.5 / 16_000), error=1e-4)
+    assert np.all(kv.certify(fit, noisy).upper > certificate.upper)
 
 
 def test_known_modulus_on_few_nodes_holds_where_the_sum_alone_fails(fit, truth):
@@ -273,15 +290,14 @@ def test_known_modulus_on_few_nodes_holds_where_the_sum_alone_fails(fit, truth):
     assert np.all(certificate.upper >= true)
 
 
-def test_measure_preservation(fit):
-    held = snapshots(jr.key(7), 3000)
+def test_measure_preservation(fit, held):
     audit = kv.audit_measure_preserving(fit, held)
     assert not audit.violated.any()
     assert 0 < audit.defect < 1
     declared = kv.certify(fit, held, measure_preserving=True)
     np.testing.assert_array_equal(declared.supported, kv.certify(fit, held).supported)
     # A contraction to a point: the defect is seen, and is what the excess is measured against.
-    x = jr.uniform(jr.key(8), (500, 1))
+    x = jr.uniform(jr.key(8), (300, 1))
     held = kv.Snapshots(x, x / 2)
     half = kv.interop.from_eigenvectors([0.5], np.ones((1, 1)), lambda x: x)
     audit = kv.audit_measure_preserving(half, held)
@@ -306,15 +322,22 @@ def test_float32():
     assert np.all(certificate.rounding > 1e-7)
 
 
-def test_jit_and_eager_agree(fit):
-    held = snapshots(jr.key(5), 300)
+def test_jit_and_eager_agree(fit, held):
     eager, jitted = kv.certify(fit, held), eqx.filter_jit(kv.certify)(fit, held)
     np.testing.assert_allclose(jitted.upper, eager.upper, rtol=1e-10)
     np.testing.assert_array_equal(jitted.status, eager.status)
 
 
-def test_bad_input(fit):
-    held = snapshots(jr.key(5), 100)
+def test_a_batch_of_fits_makes_one_lapack_call_at_a_time():
+    # JAX's CPU backend locks up under `vmap` where there are as many independent batched LAPACK calls as it has workers.
+    def fitted(x):
+        return kv.edmd(kv.factor(peaks(), kv.Snapshots(x, turn(x))))
+
+    text = str(jax.make_jaxpr(lambda x: fitted(x).residuals)(jnp.ones((60, 1))))
+    assert [text.count(f" {name}[") for name in ("triangular_solve", "svd", "eig")] == [1, 1, 1]
+
+
+def test_bad_input(fit, held):
     with pytest.raises(ValueError, match="`level` must be between 0 and 1; got 1"):
         kv.certify(fit, held, level=1.0)
     with pytest.raises(ValueError, match="`tol` must be positive"):

@@ -72,6 +72,19 @@ def test_conventions_on_a_rotation(make, adapt, matrix, data):
         kv.certify(pairs, data)
 
 
+def test_exact_modes_near_the_eigenvalue_zero_are_refused():
+    # Values A x with A of rank two in four dimensions, up to rounding: exact modes Y V / lambda of the other two are noise.
+    rng = np.random.default_rng(0)
+    frame = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    matrix = frame @ np.diag([1.0, 0.5, 1e-14, 1e-15]) @ np.linalg.inv(frame)
+    values, projected = np.linalg.eig(matrix)
+    exact = matrix @ projected / values
+    noisy = types.SimpleNamespace(eigs=values, modes=exact[:, [0, 1, 0, 1]] + 1e-12 * exact)
+    with pytest.raises(ValueError, match="fit with exact=False"):
+        kv.interop.from_pydmd(noisy, lambda x: x)
+    assert len(kv.interop.from_pydmd(types.SimpleNamespace(eigs=values, modes=projected), lambda x: x)) == 4
+
+
 def test_a_wrong_side_is_seen(matrix):
     values, left = np.linalg.eig(matrix[0].T)
     certificate = kv.certify(kv.interop.from_eigenvectors(values, left, matrix[1]), sample(jr.key(1)), tol=0.1)

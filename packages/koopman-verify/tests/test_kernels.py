@@ -110,6 +110,9 @@ def test_rotation_in_its_invariant_space():
         assert abs(complex(pairs.eigenvalues[j]) - np.exp(-1j * k)) < 1e-12
         allowed = kernels.rounding(factor, pairs.eigenvalues[j : j + 1], cast(Any, pairs.coordinates)[:, j : j + 1])[0]
         assert float(pairs.residuals[j]) <= float(allowed) < 1e-6
+        # The pairs carry the value of their functions, not the worst of the space.
+        np.testing.assert_allclose(pairs.rounding[j], allowed, rtol=1e-6)
+        assert float(factor.rounding(pairs.eigenvalues[j])) > 100 * float(allowed)
         # The eigenfunction is the character: of constant modulus, and turned by the eigenvalue.
         at = circle(np.array([0.1, 0.9, 2.2]))
         g = jax.vmap(pairs[j].functions)(at)

@@ -86,7 +86,7 @@ def certify(
     if measure_preserving and not isinstance(holdout, Snapshots):
         raise ValueError("`measure_preserving` is checked on hold-out snapshots: pass some as `holdout`")
     single = pairs.eigenvalues.ndim == 0
-    many = pairs[None] if single else pairs
+    many = _with_axis(pairs) if single else pairs
     if holdout is None or isinstance(holdout, ExactIntegrals):
         out = _from_fit(many, holdout, tol)
     elif isinstance(holdout, KnownModulus):
@@ -97,7 +97,17 @@ def certify(
         raise TypeError(
             "`holdout` must be `Snapshots`, `ExactIntegrals`, `KnownModulus` or None; got " + type(holdout).__name__
         )
-    return jax.tree.map(lambda a: a[..., 0] if a.ndim else a, out) if single else out
+    return _without_axis(out) if single else out
+
+
+@eqx.filter_jit
+def _with_axis(pair: Eigenpairs) -> Eigenpairs:
+    return pair[None]
+
+
+@eqx.filter_jit
+def _without_axis(certificate: Certificate) -> Certificate:
+    return jax.tree.map(lambda a: a[..., 0] if a.ndim else a, certificate)
 
 
 def _certificate(pairs: Eigenpairs, reasons: dict[str, Array], **fields: Any) -> Certificate:
@@ -126,6 +136,8 @@ def _constant(pairs: Eigenpairs) -> Bool[Array, " k"]:
     return spread <= 1e-6 * jnp.mean(jnp.abs(g) ** 2, axis=0)
 
 
+# Each kind of evidence is one compiled function: op by op, a first call costs seconds of compilation.
+@eqx.filter_jit
 def _from_fit(pairs: Eigenpairs, exact: ExactIntegrals | None, tol: float | None) -> Certificate:
     estimate, tau = pairs.residuals, pairs.rounding
     fields = dict(estimate=estimate, rounding=tau, upper=estimate + tau, lower=jnp.maximum(estimate - tau, 0), tol=tol)
@@ -145,6 +157,7 @@ def _from_fit(pairs: Eigenpairs, exact: ExactIntegrals | None, tol: float | None
     return _certificate(pairs, {"training": no}, kind="training", level=0.0, evidence=evidence, **fields)
 
 
+@eqx.filter_jit
 def _from_modulus(pairs: Eigenpairs, known: KnownModulus, tol: float | None) -> Certificate:
     lipschitz = known.lipschitz
     if lipschitz is None and isinstance(pairs.dictionary, AbstractDictionary):
@@ -207,59 +220,83 @@ def _from_holdout(
     measure_preserving: bool,
 ) -> Certificate:
     _check_holdout(pairs, holdout)
-    values = pointwise(pairs, holdout)
-    n, d, inflation = values.n, values.d, 1.0
-    reasons: dict[str, Array] = {}
-    evidence: list[str] = []
-    if holdout.kind == "trajectory":
-        n, d, block, inflation = _blocks(values, block)
-        evidence.append(f"measured: {len(n)} blocks of {block} consecutive snapshots are treated as independent")
-        reasons["few"] = jnp.asarray(len(n) < _FEWEST_BLOCKS)
-    else:
-        evidence.append(f"stated: {len(n)} hold-out snapshots are independent draws from the measure")
-        reasons["few"] = jnp.asarray(len(n) < _FEWEST)
-    if len(n) < 2:
-        raise ValueError(f"`holdout` must hold at least two independent snapshots or blocks; got {len(n)}")
-    reasons["duplicates"] = values.duplicates
-    moments = stats.moments(n, d)
+    independent = holdout.kind == "iid"
+    if holdout.num_snapshots < 2:
+        raise ValueError(
+            f"`holdout` must hold at least two independent snapshots or blocks; got {holdout.num_snapshots}"
+        )
     suprema = None if holdout.weights is not None else _suprema(pairs, bound)
-    if method == "bernstein" and (suprema is None or holdout.kind != "iid"):
+    if method == "bernstein" and (suprema is None or not independent):
         raise ValueError(
             "`method='bernstein'` needs a bounded dictionary (`supremum()`) or `bound`, and independent snapshots without "
             "weights"
         )
-    lower, upper, rigorous, trusted = _interval(
-        moments, float(level), method, suprema, inflation, holdout.kind == "iid"
+    if block is not None and not independent:
+        _check_block(holdout.num_snapshots, block)
+    values = pointwise(pairs, holdout)
+    block = 1 if independent else _block(values) if block is None else block
+    num = len(values.n) // block
+    if independent:
+        evidence = [f"stated: {num} hold-out snapshots are independent draws from the measure"]
+    else:
+        evidence = [f"measured: {num} blocks of {block} consecutive snapshots are treated as independent"]
+    evidence.append(f"level {level:g} is shared by {2 * len(pairs)} bounds (union bound)")
+    unseen = math.log(2 * len(pairs) / (1 - level)) / num
+    evidence.append(
+        f"stated, for bounds that are not rigorous: nothing that matters happens only on a set of measure below {unseen:.1e}, "
+        "which these snapshots may have missed"
     )
-    reasons["concentrated"] = ~trusted & ~rigorous
-    evidence.append(f"level {level:g} is shared by {2 * len(upper)} bounds (union bound)")
     if pairs.witnesses is None:
         evidence.append("stated: the hold-out set was not used in the fit (the pairs hold no states to check it by)")
     else:
         evidence.append(f"measured: none of {len(pairs.witnesses)} states of the fit is in the hold-out set")
-    tau = values.rounding
-    lower, upper = jnp.maximum(jnp.sqrt(lower) - tau, 0), jnp.sqrt(upper) + tau
-    estimate = jnp.sqrt(moments.ratio)
+    defect = None
     if measure_preserving:
         defect = values.defect(pairs, holdout)
-        allowed = estimate + (1 - jnp.sqrt(jnp.clip(1 - defect, 0))) + tau
-        reasons["isometry"] = jnp.abs(1 - jnp.abs(pairs.eigenvalues)) > allowed
         evidence.append("stated: the map preserves the measure; checked on the hold-out set")
+    fields = dict(kind="holdout", level=float(level), tol=tol, evidence=tuple(evidence))
+    return _judge(pairs, values, suprema, defect, float(level), method, independent, block, fields)
+
+
+@eqx.filter_jit
+def _judge(
+    pairs: Eigenpairs,
+    values: Pointwise,
+    suprema: tuple[Array, Array] | None,
+    defect: Array | None,
+    level: float,
+    method: Method,
+    independent: bool,
+    block: int,
+    fields: dict[str, Any],
+) -> Certificate:
+    """Turn the values at the snapshots into bounds and reasons: all that is numbers, in one compiled function."""
+    n, d, inflation = values.n, values.d, 1.0
+    if not independent:
+        n, d = stats.block_means(n, block), stats.block_means(d, block)
+        inflation = 1 + 2 * stats.neighbours(n, d)
+    moments, tau = stats.moments(n, d), values.rounding
+    lower, upper, rigorous, trusted = _interval(moments, level, method, suprema, inflation, independent)
+    reasons = {
+        "few": jnp.asarray(len(n) < (_FEWEST if independent else _FEWEST_BLOCKS)),
+        "duplicates": values.duplicates,
+        "concentrated": ~trusted & ~rigorous,
+    }
+    estimate = jnp.sqrt(moments.ratio)
+    if defect is not None:
+        reasons["isometry"] = _excess(pairs, estimate, defect, tau) > 0
     return _certificate(
         pairs,
         reasons,
         estimate=estimate,
         rounding=tau,
-        upper=upper,
-        lower=lower,
+        upper=jnp.sqrt(upper) + tau,
+        lower=jnp.maximum(jnp.sqrt(lower) - tau, 0),
         rigorous=rigorous,
         trivial=values.constant,
         outside=values.outside,
         effective=moments.effective(),
-        kind="holdout",
-        level=float(level),
-        tol=tol,
-        evidence=tuple(evidence),
+        **fields,
     )
 
 
@@ -276,35 +313,41 @@ def _check_holdout(pairs: Eigenpairs, holdout: Snapshots) -> None:
         raise ValueError(
             f"`holdout` must have states of dimension {pairs.witnesses.shape[1]}, as the fit; got {holdout.x.shape[1]}"
         )
-    used = jnp.zeros((), bool)
-    for state in pairs.witnesses.astype(holdout.x.dtype):
-        used = used | jnp.any(jnp.all(holdout.x == state[None], axis=1))
-    message = "`holdout` holds states that the fit has used: a bound needs snapshots that it has not seen"
-    if isinstance(used, Tracer):
+    if isinstance(holdout.x, Tracer) or isinstance(pairs.witnesses, Tracer):
         return
-    if bool(used):
-        raise ValueError(message)
+    states = np.asarray(holdout.x)
+    if any(bool((states == state).all(axis=1).any()) for state in np.asarray(pairs.witnesses, states.dtype)):
+        raise ValueError("`holdout` holds states that the fit has used: a bound needs snapshots that it has not seen")
 
 
-def _blocks(values: Pointwise, block: int | None) -> tuple[Array, Array, int, Array]:
-    n, d = values.n, values.d
-    if block is None:
-        if isinstance(n, Tracer):
-            raise TypeError("the length of the blocks is decided by values: outside of `jit`, or pass `block`")
-        ratio = jnp.mean(n, axis=0, keepdims=True) / jnp.mean(d, axis=0, keepdims=True)
-        times = jnp.maximum(stats.decorrelation(n - ratio * d), stats.decorrelation(d))
-        # A residual that is nothing but rounding has no time scale of its own.
-        times = jnp.where(ratio[0] > values.rounding**2, times, 1)
-        block = max(1, math.ceil(5 * float(np.nanmax(np.asarray(times)))))
-    if not 1 <= block <= len(n) // 2:
+def _block(values: Pointwise) -> int:
+    """Return the length of the blocks of a trajectory: five decorrelation times."""
+    if isinstance(values.n, Tracer):
+        raise TypeError("the length of the blocks is decided by values: outside of `jit`, or pass `block`")
+    block = max(1, math.ceil(5 * float(_longest(values))))
+    _check_block(len(values.n), block)
+    return block
+
+
+def _check_block(num: int, block: int) -> None:
+    if not 1 <= block <= num // 2:
         raise ValueError(
-            f"`holdout` is a trajectory of {len(n)} snapshots, too short for two blocks of {block} (five decorrelation "
-            "times): take a longer one, or `block`"
+            f"`holdout` is a trajectory of {num} snapshots, too short for two blocks of {block} (five decorrelation times): "
+            "take a longer one, or `block`"
         )
-    n, d = stats.block_means(n, block), stats.block_means(d, block)
-    return n, d, block, 1 + 2 * stats.neighbours(n, d)
 
 
+@eqx.filter_jit
+def _longest(values: Pointwise) -> Array:
+    """Return the longest decorrelation time of all pairs."""
+    n, d = values.n, values.d
+    ratio = jnp.mean(n, axis=0, keepdims=True) / jnp.mean(d, axis=0, keepdims=True)
+    times = jnp.maximum(stats.decorrelation(n - ratio * d), stats.decorrelation(d))
+    # A residual that is nothing but rounding has no time scale of its own.
+    return jnp.nanmax(jnp.where(ratio[0] > values.rounding**2, times, 1))
+
+
+@eqx.filter_jit
 def _suprema(pairs: Eigenpairs, bound: Any) -> tuple[Array, Array] | None:
     """Return the largest values that $|(K-\\lambda)g|^2$ and $|g|^2$ can have."""
     if bound is None:
@@ -321,7 +364,6 @@ def _suprema(pairs: Eigenpairs, bound: Any) -> tuple[Array, Array] | None:
     return ((1 + jnp.abs(pairs.eigenvalues)) * bound) ** 2, bound**2
 
 
-@eqx.filter_jit
 def _interval(
     moments: stats.Moments,
     level: float,
@@ -389,8 +431,17 @@ def audit_measure_preserving(pairs: Eigenpairs | Factor, holdout: Snapshots) -> 
     """
     pairs = edmd(pairs) if isinstance(pairs, Factor) else pairs
     _check_space(pairs)
-    values: Pointwise = pointwise(pairs, holdout)
+    values = pointwise(pairs, holdout)
     defect = values.defect(pairs, holdout)
+    return _audited(pairs, values, defect)
+
+
+@eqx.filter_jit
+def _audited(pairs: Eigenpairs, values: Pointwise, defect: Array) -> MeasureAudit:
     residual = jnp.sqrt(jnp.mean(values.n, axis=0) / jnp.mean(values.d, axis=0))
-    allowed = residual + (1 - jnp.sqrt(jnp.clip(1 - defect, 0))) + values.rounding
-    return MeasureAudit(defect=defect, excess=jnp.abs(1 - jnp.abs(pairs.eigenvalues)) - allowed)
+    return MeasureAudit(defect=defect, excess=_excess(pairs, residual, defect, values.rounding))
+
+
+def _excess(pairs: Eigenpairs, residual: Array, defect: Array, tau: Array) -> Array:
+    allowed = residual + (1 - jnp.sqrt(jnp.clip(1 - defect, 0))) + tau
+    return jnp.abs(1 - jnp.abs(pairs.eigenvalues)) - allowed

@@ -88,10 +88,14 @@ def from_pydmd(dmd: Any, dictionary: Dictionary, *, snapshots: Snapshots | None 
 
     **Returns:** [`koopman_verify.Eigenpairs`][].
 
+    **Raises:** `ValueError` if the modes are zero or nearly dependent. Exact modes (`exact=True`) are the images of
+    eigenvectors divided by the eigenvalue: near the eigenvalue zero they are rounding errors, and the inverse of a matrix
+    that has such columns spoils all eigenfunctions, those of the good eigenvalues too.
+
     !!! Example
 
         ```python
-        dmd = pydmd.DMD(svd_rank=-1, exact=True).fit(psi_x.T, psi_y.T)
+        dmd = pydmd.DMD(svd_rank=-1, exact=False).fit(psi_x.T, psi_y.T)
         koopman_verify.certify(interop.from_pydmd(dmd, dictionary), fresh_snapshots)
         ```
     """
@@ -100,7 +104,16 @@ def from_pydmd(dmd: Any, dictionary: Dictionary, *, snapshots: Snapshots | None 
     lengths = np.linalg.norm(modes, axis=0)
     if not np.all(lengths > 0):
         raise ValueError("`dmd` has a mode that is zero, which no eigenfunction belongs to")
-    inverse = np.linalg.pinv(modes / lengths)
+    modes = modes / lengths
+    sigma = np.linalg.svd(modes, compute_uv=False)
+    limit = np.finfo(sigma.dtype).eps ** -0.5
+    if modes.shape[1] > modes.shape[0] or sigma[0] > limit * sigma[-1]:
+        raise ValueError(
+            f"`dmd` has modes that are nearly dependent (condition number {sigma[0] / max(sigma[-1], 1e-300):.1e}, at most "
+            f"{limit:.1e} is usable), so that no eigenfunctions can be had from them. Exact modes of eigenvalues near zero "
+            "are rounding errors: fit with exact=False, or with a smaller `svd_rank`."
+        )
+    inverse = np.linalg.pinv(modes)
     return from_eigenvectors(_attribute("dmd", dmd, "eigs"), inverse.T, dictionary, snapshots=snapshots)
 
 

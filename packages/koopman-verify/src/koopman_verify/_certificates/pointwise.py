@@ -1,5 +1,6 @@
 """The residual of each pair at each snapshot, and what else one pass over the data can measure."""
 
+import functools as ft
 import math
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._factor.factor import factor, promoted
+from .._factor.factor import Factor, factor, promoted
 from .._factor.snapshots import Snapshots
 from .._spectra.edmd import Eigenpairs
 
@@ -28,7 +29,12 @@ class Pointwise(eqx.Module):
 
     def defect(self, pairs: Eigenpairs, holdout: Snapshots) -> Float[Array, ""]:
         """Return the isometry defect of the dictionary on the given snapshots."""
-        return factor(pairs.dictionary, holdout).isometry_defect
+        return _defect(factor(pairs.dictionary, holdout))
+
+
+@eqx.filter_jit
+def _defect(of: Factor) -> Array:
+    return of.isometry_defect
 
 
 @eqx.filter_jit
@@ -50,7 +56,8 @@ def pointwise(pairs: Eigenpairs, snapshots: Snapshots) -> Pointwise:
         square = lambda z: (weight * jnp.abs(z) ** 2).astype(weight.dtype)
         return square(moved - lam * g), square(g), square(size), square(g - origin)
 
-    n, d, size, spread = jax.lax.map(at, (x, y, w), batch_size=rows)
+    everywhere = jax.vmap(at) if rows == len(x) else ft.partial(jax.lax.map, at, batch_size=rows)
+    n, d, size, spread = everywhere((x, y, w))
     norm = jnp.mean(d, axis=0)
     # The running error of a sum of N products, with sqrt(N) for N as in the factor's allowance.
     growth = 4 * math.sqrt(pairs.size) * float(jnp.finfo(n.dtype).eps)

@@ -15,7 +15,9 @@ import scipy.special
 from jaxtyping import Array, Bool, Float
 
 
-_STEPS = 60  # halvings of the bracket of a bound
+_STEPS = 60  # of the search for a bound: first to bracket it, then halvings
+_FADES = 3  # times its variance is that of the difference, from where on the skewness of a part counts less
+_FARTHEST = 2.0**14  # in widths of the interval at the ratio itself: beyond it there is no upper bound
 
 
 class Moments(eqx.Module):
@@ -37,6 +39,10 @@ class Moments(eqx.Module):
         nn, nd, dd = self.second
         return jnp.maximum(nn - 2 * c * nd + c**2 * dd, 0) * (self.num / (self.num - 1))
 
+    def spread(self) -> Float[Array, " k"]:
+        """The standard error of the mean of $d$."""
+        return jnp.sqrt(self.second[2] / (self.num - 1))
+
     def skewness(self, c: Float[Array, " k"]) -> Float[Array, " k"]:
         """The skewness of $n - cd$; zero where the variance is."""
         nnn, nnd, ndd, ddd = self.third
@@ -55,7 +61,6 @@ class Moments(eqx.Module):
         return self.num * jnp.minimum(share(self.n, self.second[0]), share(self.d, self.second[2]))
 
 
-@eqx.filter_jit
 def moments(n: Float[Array, "M k"], d: Float[Array, "M k"]) -> Moments:
     """Return the moments in two passes: the means first, so that nothing cancels."""
     mean_n, mean_d = jnp.mean(n, axis=0), jnp.mean(d, axis=0)
@@ -79,7 +84,7 @@ def student_quantile(probability: float, num: int) -> float:
 def plain(m: Moments, miss: float) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
     """Return Student's bounds `(lower, upper)`, which heavy right tails break: for comparison only."""
     q = student_quantile(1 - miss, m.num)
-    return _both(m, lambda c, _: q * jnp.sqrt(m.variance(c) / m.num), q)
+    return _both(m, lambda c, _: q * jnp.sqrt(m.variance(c) / m.num), m.d > q * m.spread())
 
 
 def asymptotic(
@@ -90,27 +95,32 @@ def asymptotic(
     Hall's transformation of the t statistic, $g(T) = T + \gamma T^2/(3\sqrt M) + \gamma^2T^3/(27M) +
     \gamma/(6\sqrt M)$, is close to normal to second order; it is inverted in closed form. Three things err on the safe
     side, because a sample underrates a heavy tail: the wider of the corrected and the plain bound is taken; the skewness
-    is doubled; and it is that of $n - cd$ or that of $n$ (for the lower bound, of $d$), whichever is larger, since in the
-    difference the tails of both can cancel while each is missed by the sample. The correction grows to a factor of four
-    and stays there (left alone it would shrink again, where the expansion has lost its meaning).
+    is doubled; and it is that of $n - cd$ or that of $n$ (for the lower bound, of $cd$), whichever is larger, since in the
+    difference the tails of both can cancel while each is missed by the sample. The second fades where the variance of the
+    difference is more than three times that of $n$, that is, where $n$ hardly matters. The correction grows to a factor
+    of four and stays there (left alone it would shrink again, where the expansion has lost its meaning).
 
     `inflation` multiplies the variance (for samples that are not quite independent).
     """
     q, root = student_quantile(1 - miss, m.num), math.sqrt(m.num)
     own_n, own_d = m.own_skewness()
+    share = lambda part, whole: (
+        jnp.where(part < whole / _FADES, _FADES * part / jnp.where(whole > 0, whole, 1), 1) ** 1.5
+    )
 
-    def width(c: Array, side: int) -> Array:
-        g = 2 * jnp.maximum(side * m.skewness(c), own_n if side > 0 else own_d) / root
+    def width(c: Array, side: Array) -> Array:
+        whole = m.variance(c)
+        own = jnp.where(side > 0, own_n * share(m.second[0], whole), own_d * share(c**2 * m.second[2], whole))
+        g = 2 * jnp.maximum(side * m.skewness(c), own) / root
         g = jnp.minimum(g, 1.12 / q)  # where the corrected quantile is largest
         safe = jnp.where(jnp.abs(g) > 1e-6, g, 1)
         # Upper limit: mean - (s/sqrt M) g^{-1}(-q); for the lower limit the variable changes its sign.
         inverse = 3 * (jnp.cbrt(1 + safe * (-q - g / 6)) - 1) / safe
         factor = jnp.where(jnp.abs(g) > 1e-6, jnp.maximum(-inverse, q), q)
-        return factor * jnp.sqrt(inflation * m.variance(c) / m.num)
+        return factor * jnp.sqrt(inflation * whole / m.num)
 
     # From below the mean of a variable that is not negative is never underrated by its skewness.
-    spread = jnp.sqrt(inflation * m.second[2] / (m.num - 1))
-    return _both(m, width, q, m.d > q * spread)
+    return _both(m, width, m.d > q * jnp.sqrt(inflation) * m.spread())
 
 
 def trusted(m: Moments) -> Bool[Array, " k"]:
@@ -128,51 +138,44 @@ def bernstein(
     """
     log = math.log(2 / miss)
 
-    def width(c: Array, side: int) -> Array:
-        del side
+    def width(c: Array, _: Array) -> Array:
         span = largest_n + c * largest_d
         return jnp.sqrt(2 * m.variance(c) * log / m.num) + 7 * span * log / (3 * (m.num - 1))
 
-    return _both(m, width, log)
+    slope = math.sqrt(2 * log) * m.spread() + 7 * largest_d * log / (3 * (m.num - 1))
+    return _both(m, width, m.d > slope)
 
 
-def _both(
-    m: Moments, width: Callable[[Array, int], Array], q: float, positive: Array | None = None
-) -> tuple[Array, Array]:
+def _both(m: Moments, width: Callable[[Array, Array], Array], positive: Array) -> tuple[Array, Array]:
     """Return where the bound of the mean of $n - cd$ changes its sign, below and above the ratio of the means.
 
-    `positive` says where the denominator is significantly positive; by default where the bound is below zero for every
-    large $c$, which is the same for bounds that are convex in $c$.
+    `width(c, side)` is that of the upper (`side` 1) or the lower (-1) bound of the mean; `positive` says where the
+    denominator is significantly positive, without which there is no upper bound. Both searches are one loop.
     """
     ratio, eps = m.ratio, float(jnp.finfo(m.n.dtype).eps)
-    spread = q * jnp.sqrt(m.variance(ratio) / m.num) + width(ratio, 1)
-    scale = spread / m.d + 8 * eps * ratio + float(jnp.finfo(m.n.dtype).tiny)
-    negative = lambda t: m.n - (ratio + scale * t) * m.d + width(ratio + scale * t, 1) <= 0
-    steps = 2.0 ** jnp.arange(-4, 15, dtype=ratio.dtype)
-    below = jax.vmap(lambda t: negative(t * jnp.ones_like(ratio)))(steps)
-    first = jnp.argmax(below, axis=0)
-    high = steps[first]
-    low = jnp.where(first > 0, high / 2, 0)
-    upper = ratio + scale * _bisect(negative, low, high)
-    positive = below[-1] if positive is None else positive & jnp.any(below, axis=0)
-    above = lambda s: m.n - ratio * (1 - s) * m.d - width(ratio * (1 - s), -1) >= 0
-    lower = ratio * (1 - _bisect(above, jnp.zeros_like(ratio), jnp.ones_like(ratio)))
-    return lower, jnp.where(positive & jnp.isfinite(upper), upper, jnp.inf)
+    sides = jnp.array([1, -1], ratio.dtype)
+    first = jnp.sqrt(m.variance(ratio) / m.num) + width(ratio, sides[0])
+    scale = first / m.d + 8 * eps * ratio + float(jnp.finfo(m.n.dtype).tiny)
+    steps = jnp.stack([scale, -ratio])
+
+    def beyond(t: Array, step: Array, side: Array) -> Array:
+        c = ratio + step * t
+        return side * (m.n - c * m.d) + width(c, side) <= 0
+
+    def search(_: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        low, high, found = state
+        t = jnp.where(found, (low + high) / 2, jnp.minimum(2 * high, _FARTHEST))
+        yes = jax.vmap(beyond)(t, steps, sides)
+        return jnp.where(yes, low, t), jnp.where(yes | ~found, t, high), found | yes
+
+    # Upwards nothing is known of how far; downwards it is zero at most, where the search of the lower bound ends.
+    found = jnp.stack([jnp.zeros_like(positive), jnp.ones_like(positive)])
+    start = jnp.where(found, 1, jnp.full_like(steps, 2.0**-5))
+    _, ends, found = jax.lax.fori_loop(0, _STEPS, search, (jnp.zeros_like(steps), start, found))
+    upper, lower = ratio + scale * ends[0], ratio * (1 - ends[1])
+    return lower, jnp.where(positive & found[0] & jnp.isfinite(upper), upper, jnp.inf)
 
 
-def _bisect(accept: Callable[[Array], Array], low: Array, high: Array) -> Array:
-    """Return a point where `accept` holds next to one where it does not; `high` if there is none."""
-
-    def step(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = (low + high) / 2
-        yes = accept(middle)
-        return jnp.where(yes, low, middle), jnp.where(yes, middle, high)
-
-    return jax.lax.fori_loop(0, _STEPS, step, (low, high))[1]
-
-
-@eqx.filter_jit
 def decorrelation(series: Float[Array, "M k"]) -> Float[Array, " k"]:
     r"""Return the integrated autocorrelation time $1 + 2\sum_t\rho_t$ of each column, summed until it is 1/5 of the lag.
 

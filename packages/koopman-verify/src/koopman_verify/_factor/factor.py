@@ -84,12 +84,15 @@ class Factor(eqx.Module):
         gram = self.A.conj().T @ self.A + self.B.conj().T @ self.B
         return jnp.linalg.norm(gram - jnp.eye(self.rank, dtype=gram.dtype), 2)
 
-    def rounding(self, z: Inexact[Array, "*k"]) -> Float[Array, "*k"]:
+    def rounding(self, z: Inexact[Array, "*k"], u: Inexact[Array, "..."] | None = None) -> Float[Array, "*k"]:
         r"""Return the allowance $\tau(z)$ for rounding errors in a residual at $z$.
 
         $\tau = 4\sqrt N\,\mathrm{eps}\,(\lVert R_{12}\rVert + \lVert R_{22}\rVert + |z|\lVert R_{11}\rVert)
         \lVert R_{11}^{-1}\rVert$: the backward error of the QR factorisation, carried to orthonormal coordinates. Errors
         in the dictionary's own values are not in it.
+
+        Of a kernel factor it is the largest value of any function; with coordinates `u`, `[r, k]`, that of the given
+        functions, see [`koopman_verify.kernels.rounding`][].
         """
         eps = jnp.finfo(self.cond.dtype).eps
         if self.scales is None:
@@ -97,7 +100,12 @@ class Factor(eqx.Module):
         else:
             r11, r12, r22, inverse = self.scales
         growth = 4 * math.sqrt(self.size) * float(eps)
-        return growth * (r12 + r22 + jnp.abs(z) * r11) * inverse
+        worst = growth * (r12 + r22 + jnp.abs(z) * r11) * inverse
+        if u is None or self.space != "rkhs":
+            return worst
+        basis, columns = promoted(self.basis, u)
+        share = jnp.linalg.norm(basis @ columns, axis=0) / jnp.linalg.norm(columns, axis=0)
+        return worst * share / jnp.linalg.norm(self.basis, 2)
 
     def residual(self, z: Inexact[Array, " k"], u: Inexact[Array, "r k"]) -> Float[Array, " k"]:
         r"""Return $\lVert(K-z_j)g_j\rVert/\lVert g_j\rVert$ for functions $g_j$ of coordinates $u_j$ (columns)."""
@@ -139,6 +147,13 @@ def factor(
 
     **Raises:** `ValueError` if there are no more snapshots than functions, or the functions depend on each other on the
     snapshots; a run-time error if a value of the dictionary is not finite.
+
+    !!! warning "Several factors in one `vmap` on a CPU"
+
+        JAX's CPU backend (0.10) runs a batched LAPACK call on one worker of a pool and waits there for the others: a program
+        under `vmap` that has as many *independent* calls as the pool has workers can lock up. One factor makes one call
+        at a time, and with its eigenpairs and certificate is safe on two workers or more. For several independent
+        factors in one program use `jax.lax.map`, or set the environment variable `NPROC` (the number of workers) higher.
 
     ??? cite "Reference"
 

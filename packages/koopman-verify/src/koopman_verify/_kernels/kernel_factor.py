@@ -8,7 +8,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact
 
 from .._dictionaries.dictionary import AbstractDictionary
-from .._factor.factor import Factor, _truncated, promoted
+from .._factor.factor import Factor, _truncated
 from .._factor.snapshots import Snapshots
 from .kernels import AbstractKernel, gram
 
@@ -147,9 +147,7 @@ def rounding(factor: Factor, z: Inexact[Array, " k"], u: Inexact[Array, "r k"]) 
     """
     if factor.space != "rkhs":
         raise ValueError(f"`factor` must come from `kernel_factor`; got one whose space is {factor.space!r}")
-    basis, columns = promoted(factor.basis, u)
-    share = jnp.linalg.norm(basis @ columns, axis=0) / jnp.linalg.norm(columns, axis=0)
-    return factor.rounding(z) * share / jnp.linalg.norm(factor.basis, 2)
+    return factor.rounding(z, u)
 
 
 @eqx.filter_jit

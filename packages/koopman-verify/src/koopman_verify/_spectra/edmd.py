@@ -115,7 +115,7 @@ def pairs_of(factor: Factor, eigenvalues: Complex[Array, " k"], u: Complex[Array
     return Eigenpairs(
         eigenvalues=eigenvalues,
         residuals=factor.residual(eigenvalues, u),
-        rounding=factor.rounding(eigenvalues),
+        rounding=factor.rounding(eigenvalues, u),
         coefficients=basis @ columns,
         coordinates=u,
         dictionary=factor.dictionary,
