@@ -1,6 +1,6 @@
 """Are certificates true? Many fits, each certified on fresh snapshots, against residuals known to three digits or more.
 
-Run `python benchmarks/coverage.py` (some minutes); `--seeds 80` for a look; `--out` for a file. A *false* family is one in
+Run `python -m benchmarks.coverage` (some minutes); `--seeds 80` for a look; `--out` for a file. A *false* family is one in
 which the upper bound of any supported pair is below its true residual. There are rows for `certify`, for Student's interval
 on the same snapshots, and for what the residual of the fit claims.
 """

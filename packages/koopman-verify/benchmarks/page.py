@@ -101,11 +101,11 @@ TABLES: dict[str, list[tuple[str, str, dict[str, str]]]] = {
                 "families": "seeds",
                 "false": "false",
                 "false lower": "false_lower",
-                "refused": "refused",
+                "pairs refused": "refused",
                 "bound/true": "bound/true",
                 "Student false": "student_false",
                 "residual of the fit false": "training_false",
-                "fit/true": "training/true",
+                "fit/true": "training_bound/true",
             },
         )
     ],
