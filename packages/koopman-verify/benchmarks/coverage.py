@@ -1,6 +1,6 @@
 """Are certificates true? Many fits, each certified on fresh snapshots, against residuals known to three digits or more.
 
-Run `python benchmarks/coverage.py` (some minutes); `--seeds 80` for a look; `--out` for a file. A *false* family is one in
+Run `python -m benchmarks.coverage` (some minutes); `--seeds 80` for a look; `--out` for a file. A *false* family is one in
 which the upper bound of any supported pair is below its true residual. There are rows for `certify`, for Student's interval
 on the same snapshots, and for what the residual of the fit claims.
 """
@@ -36,7 +36,9 @@ SIZE = 20  # functions in the dictionary
 RATIOS = (1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
 HOLDOUTS = (200, 1000)
 CHUNK = 125  # seeds at one time
-SEED = 20261126  # of everything random here; no constant of the library was chosen with it
+# Of everything random here; no constant of the library was chosen with it. With 77001 (other peaks; the rotation, 3000
+# families, 1000 snapshots held out) 3 families are false: 0.1 %, of the 1 % that the level allows.
+SEED = 20261126
 
 
 class Peaks(kv.AbstractDictionary):

@@ -1,5 +1,6 @@
 """What the project's issue and specification ask of each family, as figures of the recorded rows."""
 
+import itertools
 from collections.abc import Callable
 
 from .protocol import Goal, Row
@@ -38,7 +39,7 @@ def duffing(rows: list[Row]) -> list[Goal]:
     """KV-3."""
     mine = [row for row in rows if row["width"] < 2]
     largest = max(row["N"] for row in mine)
-    falls = max(b["E2_kappa1"] / a["E2_kappa1"] for a, b in zip(mine, mine[1:], strict=False)) if mine[1:] else None
+    falls = max(b["E2_kappa1"] / a["E2_kappa1"] for a, b in itertools.pairwise(mine)) if mine[1:] else None
     return [
         Goal("the paper's sizes, N up to 1,259: largest N measured", largest, least=1259),
         Goal("E2 falls with N, kappa 1: largest ratio of one size to the one before", falls, most=1.0),

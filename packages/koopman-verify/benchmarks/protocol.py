@@ -30,8 +30,9 @@ class Goal(NamedTuple):
 
     @property
     def met(self) -> bool | None:
-        """Whether the figure is within its bounds."""
-        return None if self.figure is None else self.least <= self.figure <= self.most
+        """Whether the figure is within its bounds; `None` without a figure or a bound."""
+        bounded = math.isfinite(self.least) or math.isfinite(self.most)
+        return self.least <= self.figure <= self.most if bounded and self.figure is not None else None
 
 
 def say(text: str) -> None:

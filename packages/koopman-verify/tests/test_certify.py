@@ -335,7 +335,6 @@ def test_a_batch_of_fits_makes_one_lapack_call_at_a_time():
 
     text = str(jax.make_jaxpr(lambda x: fitted(x).residuals)(jnp.ones((60, 1))))
     assert [text.count(f" {name}[") for name in ("triangular_solve", "svd", "eig")] == [1, 1, 1]
-    assert text.index(" svd[") < text.index(" triangular_solve[") < text.index(" eig[")
 
 
 def test_bad_input(fit, held):

@@ -172,6 +172,13 @@ def factor(
     **Raises:** `ValueError` if there are no more snapshots than functions, or the functions depend on each other on the
     snapshots; a run-time error if a value of the dictionary is not finite.
 
+    !!! warning "Several factors in one `vmap` on a CPU"
+
+        JAX's CPU backend (0.10) runs a batched LAPACK call on one worker of a pool and waits there for the others: a program
+        under `vmap` that has as many *independent* calls as the pool has workers can lock up. One factor makes one call
+        at a time, and with its eigenpairs and certificate is safe on two workers or more. For several independent
+        factors in one program use `jax.lax.map`, or set the environment variable `NPROC` (the number of workers) higher.
+
     ??? cite "Reference"
 
         Colbrook and Townsend, *Rigorous data-driven computation of spectral properties of Koopman operators*,
