@@ -4,6 +4,7 @@ from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.scipy.linalg as jsp
 from jaxtyping import Array, Float, Inexact, Int
@@ -192,7 +193,7 @@ def factor(
     triangle = _enough(triangle, distinct)
     if first.weights is None:
         triangle = triangle / math.sqrt(num)
-    parts = _coordinates(triangle) if rank_tol is None else _truncated(triangle, rank_tol)
+    parts: dict[str, Any] = _coordinates(triangle) if rank_tol is None else _truncated(triangle, rank_tol)
     return Factor(
         dictionary=dictionary,
         num_snapshots=num,
