@@ -28,3 +28,9 @@ def test_least_functions_of_a_complex_dictionary(method):
     z = jnp.asarray([0.3 + 0.4j, -1j])
     least = [np.linalg.svd(np.concatenate([a - w * np.eye(6), b]), compute_uv=False)[-1] for w in np.asarray(z)]
     assert np.allclose(kv.pseudoeigenfunction(f, z, method=method).residuals, least, rtol=1e-9)
+
+
+def test_the_allowance_for_rounding_grows_with_the_point():
+    f = kv.factor(kv.Fourier(range(-2, 3)), Snapshots(X, X + 1.0))
+    near, far = f.rounding(jnp.array([1.0, 1e6]))
+    assert 1e5 < far / near < 1e6

@@ -2,6 +2,7 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
