@@ -215,7 +215,6 @@ def factor(
             raise ValueError("`mesh` splits one `Snapshots` over devices; got an iterable of blocks as well")
         triangle, first, num, distinct = _consume(dictionary, snapshots, block)
         _check_num(dictionary, first, num)
-<<<<<<< HEAD
     length = 1.0 if first.weights is not None else math.sqrt(num)
     if rank_tol is None:
         parts = _coordinates(triangle, length, distinct)
@@ -223,20 +222,6 @@ def factor(
         parts = _truncated(triangle / length, rank_tol) | {"num_distinct": distinct}
         _raise_unless_enough(distinct, triangle.shape[1] // 2)
     return Factor(dictionary=dictionary, num_snapshots=num, kind=first.kind, witnesses=witnesses_of(first.x), **parts)
-=======
-    triangle = _enough(triangle, distinct)
-    if first.weights is None:
-        triangle = triangle / math.sqrt(num)
-    parts: dict[str, Any] = _coordinates(triangle) if rank_tol is None else _truncated(triangle, rank_tol)
-    return Factor(
-        dictionary=dictionary,
-        num_snapshots=num,
-        num_distinct=distinct,
-        kind=first.kind,
-        witnesses=witnesses_of(first.x),
-        **parts,
-    )
->>>>>>> kv-rev
 
 
 @eqx.filter_jit
