@@ -1,11 +1,16 @@
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import koopman_verify as kv
+import koopman_verify as package
 import numpy as np
 import pytest
-from koopman_verify import Fourier, Snapshots, adversary
+
+
+kv: Any = package  # wrong arguments are the point here: no types
+Fourier, Snapshots, adversary = kv.Fourier, kv.Snapshots, kv.adversary
 
 
 X = np.random.default_rng(0).uniform(0, 2 * np.pi, (100, 1))

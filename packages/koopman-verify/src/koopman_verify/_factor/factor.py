@@ -216,6 +216,7 @@ def factor(
         triangle, first, num, distinct = _consume(dictionary, snapshots, block)
         _check_num(dictionary, first, num)
     length = 1.0 if first.weights is not None else math.sqrt(num)
+    parts: dict[str, Any]
     if rank_tol is None:
         parts = _coordinates(triangle, length, distinct)
     else:

@@ -145,5 +145,5 @@ def _check_finite(name: str, value: Array) -> None:
         return
     finite = np.isfinite(np.asarray(value))
     if not finite.all():
-        bad = ~finite.all(axis=1)
+        bad = np.asarray(~finite.all(axis=1))
         raise ValueError(f"`{name}` must be finite; snapshot {int(np.argmax(bad))} of {len(bad)} is not")

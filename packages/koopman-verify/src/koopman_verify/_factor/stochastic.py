@@ -8,7 +8,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Inexact
 
 from .factor import Dictionary, Factor, _check_num, _coordinates, _truncated, promoted, witnesses_of
-from .snapshots import Snapshots
+from .snapshots import Snapshots, num_distinct
 
 
 class StochasticFactor(eqx.Module):
@@ -131,6 +131,7 @@ def stochastic_factor(
     if not isinstance(same, Tracer) and bool(jnp.all(same)):
         raise ValueError("`second` equals the first successors: they must be drawn independently of each other")
     triangle = _triangle(dictionary, snapshots, again.y)
+    distinct = num_distinct(snapshots, triangle.shape[1] // 3)
     n = triangle.shape[1] // 3
     upper, outside, noise = triangle[:n, : 2 * n], triangle[n : 2 * n, n : 2 * n], triangle[:, 2 * n :]
     # L = S*S + D*D: the noise is one more part that lies outside of the span.
@@ -138,7 +139,7 @@ def stochastic_factor(
 
     def with_outside(rows: Array) -> Factor:
         stacked = jnp.concatenate([upper, jnp.concatenate([jnp.zeros_like(rows), rows], axis=1)])
-        parts: dict[str, Any] = _coordinates(stacked) if rank_tol is None else _truncated(stacked, rank_tol)
+        parts = _coordinates(stacked, 1.0, distinct) if rank_tol is None else _truncated(stacked, rank_tol)
         num, kind = snapshots.num_snapshots, snapshots.kind
         return Factor(dictionary=dictionary, num_snapshots=num, kind=kind, witnesses=witnesses_of(snapshots.x), **parts)
 
