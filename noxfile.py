@@ -109,12 +109,8 @@ def _pytest(session: nox.Session, *args: str | pathlib.Path, cache: bool = True)
         env["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".nox" / "jax-cache")
         env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         env["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-    if session.python == PYTHONS[-1]:
-        # Nearly all of the time goes into LLVM's optimisations. The tests see the code that users run on the other Python;
-        # on this one they see another JAX, and their programs are compiled without them.
-        env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    # A second process halves what is left; idle workers take over tests of the other's files.
-    workers = ["-n", str(min(2, os.cpu_count() or 1)), "--dist", "worksteal"]
+    # Most of the time goes into compiling, which a second process halves; a file's tests share what they compile.
+    workers = ["-n", str(min(2, os.cpu_count() or 1)), "--dist", "loadfile"]
     session.run("python", "-m", "pytest", *workers, *map(str, args), *session.posargs, env=env)
 
 
