@@ -115,7 +115,11 @@ def peers(rows: list[Row]) -> list[Goal]:
         ours = next(row for row in mine if row["method"] == "koopman-verify")
         others = [row for row in mine if not row["method"].startswith(("koopman-verify", "NumPy"))]
         goals.append(
-            Goal(f"{problem}: false eigenvalues that were certified", sum(r["false_certified"] for r in mine), most=0)
+            Goal(
+                f"{problem}: false eigenvalues that were certified",
+                sum(r.get("false_certified", 0) for r in mine),
+                most=0,
+            )
         )
         if others:
             by_hand = ours["cpu_seconds"] / min(

@@ -137,7 +137,8 @@ TEXTS = {
         Every library gets the same lifted data. False is an eigenvalue farther than 0.1 from the spectrum, which is known. The
         verdicts on all of them are those of `certify` on fresh snapshots. Times are medians of interleaved rounds after compilation; with
         residuals means that three Gram matrices and the squared formula are added by hand, in NumPy.
-        pykoopman needs an environment and a process of its own, so that its rounds are not interleaved with the others'.
+        pykoopman needs an environment and a process of its own, so that its rounds are not interleaved with the others'; only its eigenvalues are
+        judged.
     """,
             """
         On Duffing most eigenvalues are false in every library, and no library but ours says so of any. None that is false was
