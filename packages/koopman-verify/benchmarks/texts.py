@@ -82,9 +82,9 @@ TEXTS = {
         the replica's figures for the smallest residuals at four angles are those of the specification.
     """,
             """
-        The residuals agree with the replica to its digits. Three quarters of the eigenvalues and more are more than 0.1 off the
+        The residuals agree with the replica to its digits. Seven tenths of the eigenvalues and more are more than 0.1 off the
         circle, none of them with a small residual. Delays of the observable give densities that agree with the smoothed truth
-        to several digits once there are enough of them; the cross is limited by its size. Shortfall: wave packets are far less
+        to two or three digits once there are enough of them; the cross is limited by its size. Shortfall: wave packets are far less
         accurate than densities, by the same data.
     """,
         ),
