@@ -115,10 +115,16 @@ def peers(rows: list[Row]) -> list[Goal]:
         ours = next(row for row in mine if row["method"] == "koopman-verify")
         others = [row for row in mine if not row["method"].startswith(("koopman-verify", "NumPy"))]
         goals.append(
-            Goal(f"{problem}: false eigenvalues that were certified", sum(r["false_certified"] for r in mine), most=0)
+            Goal(
+                f"{problem}: false eigenvalues that were certified",
+                sum(r.get("false_certified", 0) for r in mine),
+                most=0,
+            )
         )
         if others:
-            by_hand = ours["cpu_seconds"] / min(row["cpu_with_residuals"] for row in others)
+            by_hand = ours["cpu_seconds"] / min(
+                row["cpu_with_residuals"] for row in others if "cpu_with_residuals" in row
+            )
             goals += [
                 Goal(f"{problem}: CPU time over the fastest library's, without residuals", ours["ratio"], most=1.5),
                 Goal(f"{problem}: CPU time over the fastest library's with residuals by hand", by_hand, most=1.5),

@@ -2,17 +2,22 @@
 
 Run `python -m benchmarks.peers` where `benchmarks/requirements.txt` is installed; a peer that is missing is left out, and
 said to be. *False* is an eigenvalue further than 0.1 from the spectrum, which is known. No peer has a verdict on its own
-eigenvalues; the verdicts are those of `koopman_verify.certify` on fresh snapshots.
+eigenvalues; the verdicts are those of `koopman_verify.certify` on fresh snapshots. pykoopman needs a Python of its own:
+`pykoopman_apart.py` says which.
 """
 
 import argparse
 import importlib
 import importlib.metadata
 import json
+import os
+import pathlib
+import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -142,30 +147,70 @@ def run(name: str, problem: Any, distance: Callable[[Any], Any], repeats: int) -
     results, seconds = in_turn(plain | by_hand, repeats)
     peers = [key for key, (distribution, _) in table.items() if distribution in PEERS]
     fastest = min((seconds[key] for key in peers), default=None)
-    of_ours = np.asarray(results["koopman-verify"].eigenvalues)
+    judged = _Judge(name, dictionary, data, held, distance, np.asarray(results["koopman-verify"].eigenvalues))
     for key, (distribution, _) in table.items():
         pairs = adapted(distribution, results[key], dictionary, data)
-        certificate = kv.certify(pairs, held, tol=TOLERANCE)
-        values, status = np.asarray(pairs.eigenvalues), certificate.status
-        false = np.asarray(distance(values)) > TOLERANCE
-        gaps = abs(values[:, None] - of_ours[None])
-        count = lambda what: int((status == what).sum())  # noqa: B023
-        yield {
-            "problem": name,
-            "method": key,
-            "version": version(distribution),
+        yield judged(key, distribution, version(distribution), pairs) | {
+            "cpu_seconds": seconds[key],
+            "cpu_with_residuals": seconds.get(f"{key}, residuals by hand", seconds[key]),
+            "ratio": seconds[key] / fastest if fastest else None,
+        }
+    yield from pykoopman(judged, a, b, repeats)
+
+
+class _Judge(NamedTuple):
+    name: str
+    dictionary: Any
+    data: kv.Snapshots
+    held: kv.Snapshots
+    distance: Callable[[Any], Any]
+    ours: np.ndarray
+
+    def __call__(self, method: str, distribution: str, version: str, pairs: kv.Eigenpairs) -> Row:
+        """Say how many of the eigenvalues are false, and what certificates on fresh snapshots make of them."""
+        certificate = kv.certify(pairs, self.held, tol=TOLERANCE)
+        values, status = np.asarray(pairs.eigenvalues), np.asarray(certificate.status)
+        false = np.asarray(self.distance(values)) > TOLERANCE
+        gaps = abs(values[:, None] - self.ours[None])
+        count = lambda what: int((status == what).sum())
+        return {
+            "problem": self.name,
+            "method": method,
+            "version": version,
             "num": len(values),
             "false": int(false.sum()),
-            "says_so": int((status == "refuted").sum()) if distribution == "koopman-verify" else 0,
+            "says_so": count("refuted") if distribution == "koopman-verify" else 0,
             "certified": count("certified"),
             "refuted": count("refuted"),
             "uncertifiable": count("uncertifiable"),
             "false_certified": int((false & (status == "certified")).sum()),
             "least_lower_of_false": float(np.min(certificate.lower[false])) if false.any() else None,
             "error": float(max(gaps.min(axis=0).max(), gaps.min(axis=1).max())),
-            "cpu_seconds": seconds[key],
-            "cpu_with_residuals": seconds.get(f"{key}, residuals by hand", seconds[key]),
-            "ratio": seconds[key] / fastest if fastest else None,
+        }
+
+
+def pykoopman(judged: _Judge, a: np.ndarray, b: np.ndarray, repeats: int) -> Iterator[Row]:
+    """Yield the row of pykoopman, if the variable `PYKOOPMAN_PYTHON` names a Python that has it."""
+    python = os.environ.get("PYKOOPMAN_PYTHON")
+    if not python:
+        return
+    script = pathlib.Path(__file__).with_name("pykoopman_apart.py")
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = (pathlib.Path(folder) / name for name in ("lifted.npz", "fit.npz"))
+        np.savez(source, a=a, b=b)
+        subprocess.run([python, script, source, target, str(repeats)], check=True, capture_output=True)
+        fit = np.load(target)
+        values = fit["values"]
+        gaps = abs(values[:, None] - judged.ours[None])
+        yield {
+            "problem": judged.name,
+            "method": "pykoopman Koopman(Identity, EDMD), apart",
+            "version": str(fit["version"]),
+            "num": len(values),
+            "false": int((np.asarray(judged.distance(values)) > TOLERANCE).sum()),
+            "says_so": 0,
+            "error": float(max(gaps.min(axis=0).max(), gaps.min(axis=1).max())),
+            "cpu_seconds": float(fit["seconds"]),
         }
 
 
