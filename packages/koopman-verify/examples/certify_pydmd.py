@@ -24,7 +24,9 @@ dmd = DMD(svd_rank=-1).fit(lifted.T, moved.T)
 roots = np.exp(2j * np.pi * np.arange(3) / 3)
 found = np.array(dmd.eigs, complex, ndmin=1)
 off = np.abs(found[:, None] - roots).min(axis=1)
-print(f"PyDMD: {len(found)} eigenvalues, {np.sum(off > 0.1)} more than 0.1 from the spectrum, the worst {off.max():.2f}")
+print(
+    f"PyDMD: {len(found)} eigenvalues, {np.sum(off > 0.1)} more than 0.1 from the spectrum, the worst {off.max():.2f}"
+)
 
 # An adapter takes the eigenfunctions; `snapshots` lets it recognise a hold-out set that was used in the fit.
 
