@@ -79,7 +79,7 @@ def test_exact_modes_near_the_eigenvalue_zero_are_refused():
     matrix = frame @ np.diag([1.0, 0.5, 1e-14, 1e-15]) @ np.linalg.inv(frame)
     values, projected = np.linalg.eig(matrix)
     exact = matrix @ projected / values
-    noisy = types.SimpleNamespace(eigs=values, modes=exact[:, [0, 1, 0, 1]] + 1e-12 * exact)
+    noisy = types.SimpleNamespace(eigs=values, modes=exact[:, [0, 1, 0, 1]] + 1e-12 * exact, _exact=True)
     with pytest.raises(ValueError, match="fit with exact=False"):
         kv.interop.from_pydmd(noisy, lambda x: x)
     assert len(kv.interop.from_pydmd(types.SimpleNamespace(eigs=values, modes=projected), lambda x: x)) == 4

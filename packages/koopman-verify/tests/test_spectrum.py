@@ -232,7 +232,7 @@ def test_prints_its_points():
         (lambda f: verified_spectrum(f, jnp.ones((2, 2), complex)), r"`grid` must hold complex numbers, \[k\]"),
         (lambda f: verified_spectrum(f, jnp.zeros(0, complex)), "`grid`"),
         (lambda f: verified_spectrum(f, jnp.ones(2, complex), 0.0), "`kappa` must be a positive number; got 0.0"),
-        (lambda f: verified_spectrum(f, jnp.array([jnp.inf + 0j])), "`z` must be finite"),
+        (lambda f: verified_spectrum(f, jnp.array([jnp.inf + 0j])), "`grid` must be finite"),
         (lambda _: polar_grid(1), "`num_angles`"),
         (lambda _: polar_grid(9, -1.0), "`radii` not negative"),
         (lambda _: rectangle_grid(1, 0, 0.1), "`upper` must be above"),

@@ -105,13 +105,20 @@ def from_pydmd(dmd: Any, dictionary: Dictionary, *, snapshots: Snapshots | None 
     if not np.all(lengths > 0):
         raise ValueError("`dmd` has a mode that is zero, which no eigenfunction belongs to")
     modes = modes / lengths
+    eigenvalues = np.abs(np.asarray(_attribute("dmd", dmd, "eigs")))
+    eps = np.finfo(modes.dtype).eps
+    # The option is kept under a private name; a model without it is taken to hold projected modes, which are always right.
+    if getattr(dmd, "_exact", False) and eigenvalues.min() <= eps**0.5 * eigenvalues.max():
+        raise ValueError(
+            "`dmd` has exact modes, and eigenvalues near zero, whose exact modes are rounding errors: no eigenfunctions can "
+            "be had from them; fit with exact=False, or with a smaller `svd_rank`"
+        )
     sigma = np.linalg.svd(modes, compute_uv=False)
-    limit = np.finfo(sigma.dtype).eps ** -0.5
+    limit = 0.01 / eps
     if modes.shape[1] > modes.shape[0] or sigma[0] > limit * sigma[-1]:
         raise ValueError(
-            f"`dmd` has modes that are nearly dependent (condition number {sigma[0] / max(sigma[-1], 1e-300):.1e}, at most "
-            f"{limit:.1e} is usable), so that no eigenfunctions can be had from them. Exact modes of eigenvalues near zero "
-            "are rounding errors: fit with exact=False, or with a smaller `svd_rank`."
+            f"`dmd` has modes that depend on each other (condition number {sigma[0] / max(sigma[-1], 1e-300):.1e}, at most "
+            f"{limit:.1e} is usable), so that no eigenfunctions can be had from them: fit with a smaller `svd_rank`"
         )
     inverse = np.linalg.pinv(modes)
     return from_eigenvectors(_attribute("dmd", dmd, "eigs"), inverse.T, dictionary, snapshots=snapshots)
