@@ -51,7 +51,8 @@ def digits(seed: int = 0) -> Split:
     """
     with demo_extra("the digits"):
         from sklearn.datasets import load_digits
-    images, labels = load_digits(return_X_y=True)
+    # Arrays, not frames: the type checker cannot know, where pandas is installed.
+    images, labels = (np.asarray(a) for a in load_digits(return_X_y=True))
     order = np.random.default_rng(seed).permutation(len(images))
     x, y = (images[order] / 16).astype(np.float32), labels[order].astype(np.int32)
     cut = len(x) // 5
