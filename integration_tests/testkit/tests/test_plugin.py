@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import pytest
 
 
@@ -55,3 +56,13 @@ def test_gpu_marker_skips_without_a_gpu(pytester):
         pytest.skip("this machine has a GPU")
     pytester.makepyfile("import pytest\n\n@pytest.mark.gpu\ndef test_cuda():\n    raise AssertionError\n")
     pytester.runpytest_inprocess("--strict-markers").assert_outcomes(skipped=1)
+
+
+def test_draws_are_numpys_and_repeatable(rng, normal, uniform):
+    assert normal((3, 2)).shape == (3, 2)
+    assert normal((4,), jnp.complex64).dtype == jnp.complex64
+    assert float(jnp.std(jnp.abs(normal((4000,), complex)) ** 2)) == pytest.approx(1.0, abs=0.1)
+    draws = uniform((1000,), 2.0, 3.0, jnp.float32)
+    assert draws.dtype == jnp.float32
+    assert 2 <= float(draws.min()) < float(draws.max()) <= 3
+    assert isinstance(rng, np.random.Generator)

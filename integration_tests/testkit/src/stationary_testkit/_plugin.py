@@ -1,9 +1,13 @@
 import random
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import jaxtyping
+import numpy as np
 import pytest
 from jaxtyping import PRNGKeyArray
 
@@ -75,6 +79,35 @@ def getkey(request: pytest.FixtureRequest) -> _GetKey:
     name = f"{request.path.name}::{request.node.name}"
     seed = request.config.option.fuzz_seed or 0
     return _GetKey(zlib.crc32(f"{seed}:{name}".encode()))
+
+
+@pytest.fixture
+def rng(getkey: _GetKey) -> np.random.Generator:
+    """NumPy's generator, seeded as `getkey` is: for JAX's draws XLA compiles half a second for each new shape."""
+    return np.random.default_rng(np.asarray(jr.key_data(getkey())))
+
+
+@pytest.fixture
+def normal(rng: np.random.Generator) -> Callable[..., jax.Array]:
+    """Draw from the normal distribution; a complex number has variance one, like JAX's."""
+
+    def draw(shape: Any = (), dtype: Any = jnp.float64) -> jax.Array:
+        value = rng.normal(size=shape)
+        if np.issubdtype(dtype, np.complexfloating):
+            value = (value + 1j * rng.normal(size=shape)) / np.sqrt(2)
+        return jnp.asarray(value, dtype)
+
+    return draw
+
+
+@pytest.fixture
+def uniform(rng: np.random.Generator) -> Callable[..., jax.Array]:
+    """Draw from an interval."""
+
+    def draw(shape: Any = (), low: float = -1.0, high: float = 1.0, dtype: Any = jnp.float64) -> jax.Array:
+        return jnp.asarray(rng.uniform(low, high, shape), dtype)
+
+    return draw
 
 
 @pytest.fixture
