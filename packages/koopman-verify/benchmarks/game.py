@@ -10,6 +10,7 @@ import jax.random as jr
 import koopman_verify as kv
 import numpy as np
 from koopman_verify import adversary
+from koopman_verify._flagship import black_box
 
 from .environment import version
 from .protocol import Row
@@ -35,7 +36,7 @@ def rows(
         }
     for wanted in oscillations:
         start = time.process_time()
-        game = adversary.play(_black_box, max_oscillations=wanted, budget=80, growth=1.3, max_budget=3000)
+        game = adversary.play(black_box, max_oscillations=wanted, budget=80, growth=1.3, max_budget=3000)
         yield base | {
             "problem": "a black box that is led on",
             "method": f"{wanted} oscillations asked for",
@@ -71,27 +72,5 @@ def _defect(involution: Any) -> float:
     return float(jnp.max(jnp.abs(jax.vmap(lambda p: involution(involution(p)))(points) - points)))
 
 
-def _black_box(query_map: Callable, budget: int) -> np.ndarray:
-    return _ring_modes(query_map, budget, np.random.default_rng(budget))
-
-
 def _drawing(query_map: Callable, budget: int, key: Any) -> np.ndarray:
-    return _ring_modes(query_map, budget, np.random.default_rng(int(jr.randint(key, (), 0, 2**31 - 1))))
-
-
-def _ring_modes(query_map: Callable, budget: int, rng: np.random.Generator) -> np.ndarray:
-    """Least squares on angular modes in six rings, of which what has a small residual is kept."""
-    before = 0.999 * np.sqrt(rng.random(budget)) * np.exp(2j * np.pi * rng.random(budget))
-    images = query_map(np.stack([before.real, before.imag], axis=1))
-    after = images[:, 0] + 1j * images[:, 1]
-    rings = [np.minimum((6 * np.abs(w) ** 2).astype(int), 5) for w in (before, after)]
-    found = [1.0 + 0j]
-    for ring in range(6):
-        for k in range(-7, 8):
-            g, moved = (
-                np.where(r == ring, (w / np.abs(w)) ** k, 0) for r, w in zip(rings, (before, after), strict=True)
-            )
-            value = np.vdot(g, moved) / max(np.vdot(g, g).real, 1.0)
-            if np.linalg.norm(moved - value * g) <= 0.35 * np.linalg.norm(g):
-                found.append(value)
-    return np.asarray(found)
+    return black_box(query_map, budget, np.random.default_rng(int(jr.randint(key, (), 0, 2**31 - 1))))

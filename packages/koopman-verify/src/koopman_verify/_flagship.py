@@ -80,9 +80,9 @@ def _draw(problem: str, num: int, key: jax.Array) -> Snapshots:
     return Snapshots(x, _move(system.map_fn, x))
 
 
-def black_box(query_map: Any, budget: int) -> np.ndarray:
+def black_box(query_map: Any, budget: int, rng: np.random.Generator | None = None) -> np.ndarray:
     """Fit angular modes in rings by least squares, and keep those of small residual: an honest algorithm."""
-    rng = np.random.default_rng(budget)
+    rng = np.random.default_rng(budget) if rng is None else rng
     before = 0.999 * np.sqrt(rng.random(budget)) * np.exp(2j * np.pi * rng.random(budget))
     images = query_map(np.stack([np.real(before), np.imag(before)], axis=1))
     after = images[:, 0] + 1j * images[:, 1]
