@@ -34,3 +34,14 @@ def test_the_allowance_for_rounding_grows_with_the_point():
     f = kv.factor(kv.Fourier(range(-2, 3)), Snapshots(X, X + 1.0))
     near, far = f.rounding(jnp.array([1.0, 1e6]))
     assert 1e5 < far / near < 1e6
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_the_upper_bound_has_room_for_rounding(rng, dtype):
+    # Exact eigenfunctions: what is left of the residual is rounding, and the interval around it is narrower than that.
+    x = jnp.asarray(rng.uniform(0, 6, (600, 1)), dtype)
+    quarter = jnp.asarray(np.pi / 2, dtype)
+    pairs = kv.edmd(kv.factor(kv.Fourier([1, 2, 4]), Snapshots(x[:300], x[:300] + quarter)))
+    certificate = kv.certify(pairs, Snapshots(x[300:], x[300:] + quarter))
+    assert np.all(certificate.rounding > 0)
+    assert np.all(certificate.upper >= certificate.estimate + certificate.rounding)

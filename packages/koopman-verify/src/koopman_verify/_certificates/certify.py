@@ -358,7 +358,7 @@ def _suprema(pairs: Eigenpairs, bound: Any) -> tuple[Array, Array] | None:
         if known is None:
             return None
         known, v = promoted(known, jnp.abs(pairs.coefficients))
-        bound = known @ v
+        bound = (known @ v).astype(pairs.residuals.dtype)
     else:
         bound = jnp.asarray(bound, pairs.residuals.dtype)
         if bound.shape not in ((), pairs.eigenvalues.shape):
